@@ -1,0 +1,1 @@
+"""jdl: learning as pure functions on JAX."""

@@ -1,0 +1,204 @@
+"""The types everything else is made of: `Task`, `Learner`, `State`, and metrics that add up.
+
+A *variables tree* is what Flax calls one: ``{"params": ..., **collections}``, where a collection is
+anything a model keeps beside its parameters ("batch_stats", "carry", ...). A *batch* is a dictionary
+with the same few names everywhere: ``inputs``, ``labels``, ``weights`` (missing means one for each
+example) and whatever a field needs beside them; the leading axis of every entry is the example.
+
+One piece of code serves every device mode. `AXIS` names the batch axis, and `psum`, `all_gather` and
+`local_key` act where that axis is bound (inside `jax.shard_map` and `jax.pmap`) and do nothing under
+`jax.jit`, where values are global already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+PyTree = Any
+Batch = Mapping[str, Any]
+Variables = Mapping[str, PyTree]
+Metrics = dict[str, PyTree]
+
+AXIS = "data"
+"""Name of the batch axis, in every mesh, `shard_map` and `pmap` of the library."""
+
+CARRY = "carry"
+"""Collection of recurrent state that passes from batch to batch: one row an example, sharded like the
+batch, never averaged, and left out of what is evaluated, saved for use, or exported."""
+
+FAULTS = "faults"
+"""Reserved metric: a dictionary from a few words to a count. A nonzero count stops training, and the
+words tell the user what was found ("loss not finite", "labels outside 0..9")."""
+
+
+def accept(batch: Batch) -> None:
+    """The check of a task that takes any batch."""
+
+
+class Task(NamedTuple):
+    """What to learn: pure functions of a variables tree.
+
+    Attributes:
+        init: ``key, batch -> variables``.
+        loss: ``variables, batch, key -> total, (weight, collections, metrics)``. The total is a sum over
+            examples (or tokens) and ``weight`` what it stands for; the learner divides by the weight of
+            the whole batch, so that masks, padding, uneven shards and accumulation are exact.
+            ``collections`` holds only those that changed, already synchronised over `AXIS`.
+        evaluate: ``variables, batch, key -> metrics``, without noise.
+        predict: ``variables, inputs -> outputs``, without noise.
+        monitor: the metric of `evaluate` that says how good a model is, and the way it should go:
+            ``"min loss"`` or ``"max accuracy"``.
+        check: ``batch -> None``, on the host with concrete arrays, raises ValueError in words for a batch
+            that this task cannot take.
+    """
+
+    init: Callable[[Array, Batch], Variables]
+    loss: Callable[[Variables, Batch, Array], tuple[Array, tuple[Array, Variables, Metrics]]]
+    evaluate: Callable[[Variables, Batch, Array], Metrics]
+    predict: Callable[[Variables, Any], Any]
+    monitor: str = "min loss"
+    check: Callable[[Batch], None] = accept
+
+
+class Learner(NamedTuple):
+    """How to learn: a state machine of pure functions.
+
+    Attributes:
+        init: ``key, batch -> state``.
+        step: ``state, batch -> state, metrics``. The metrics are of the whole batch on every device.
+        variables: ``state -> variables``, those to evaluate, save and export.
+        evaluate: ``variables, batch, key -> metrics`` of the whole batch.
+        predict: ``variables, inputs -> outputs``.
+        monitor: as in `Task`.
+        check: as in `Task`.
+    """
+
+    init: Callable[[Array, Batch], PyTree]
+    step: Callable[[PyTree, Batch], tuple[PyTree, Metrics]]
+    variables: Callable[[PyTree], Variables]
+    evaluate: Callable[[Variables, Batch, Array], Metrics]
+    predict: Callable[[Variables, Any], Any]
+    monitor: str = "min loss"
+    check: Callable[[Batch], None] = accept
+
+
+class State(NamedTuple):
+    """What a gradient learner knows between two steps.
+
+    Attributes:
+        step: int32 scalar, the number of steps done.
+        key: the run's PRNG key; step i draws from ``fold_in(key, i)``, so nothing is ever drawn twice.
+        params: the parameters.
+        collections: the model's other collections.
+        opt_state: what the optimiser remembers.
+    """
+
+    step: Array
+    key: Array
+    params: PyTree
+    collections: Variables
+    opt_state: PyTree
+
+
+class Mean(NamedTuple):
+    """A metric that adds up: a weighted sum and the weight it stands for.
+
+    Example:
+        >>> batches = [Mean(jnp.array(6.0), jnp.array(3.0)), Mean(jnp.array(4.0), jnp.array(1.0))]
+        >>> float(jax.tree.map(lambda *x: sum(x), *batches).value())
+        2.5
+    """
+
+    total: Any
+    weight: Any
+
+    def value(self) -> Any:
+        """The mean, and NaN where nothing was weighed."""
+        weight = jnp.asarray(self.weight, jnp.float32)
+        return jnp.where(weight > 0, self.total / jnp.where(weight > 0, weight, 1), jnp.nan)
+
+
+def weighted(values: Array, weights: Array | None = None) -> Mean:
+    """The `Mean` of one value an example (or token): ``values`` [...], ``weights`` of the same shape."""
+    values = values.astype(jnp.float32)
+    if weights is None:
+        return Mean(values.sum(), jnp.asarray(values.size, jnp.float32))
+    return Mean((values * weights).sum(), weights.astype(jnp.float32).sum())
+
+
+def example_weights(batch: Batch) -> Array:
+    """The batch's ``weights`` [B] in float32, ones where it has none."""
+    weights = batch.get("weights")
+    if weights is None:
+        return jnp.ones(jax.tree.leaves(batch["inputs"])[0].shape[:1], jnp.float32)
+    return jnp.asarray(weights, jnp.float32)
+
+
+def summarize(metrics: Metrics) -> dict[str, Any]:
+    """What added-up metrics come to, on the host: floats, and arrays where a metric has several values.
+
+    Faults are left out.
+
+    Example:
+        >>> summarize({"loss": Mean(jnp.array(6.0), jnp.array(4.0)), FAULTS: {"loss not finite": jnp.array(0)}})
+        {'loss': 1.5}
+    """
+    fetched = jax.device_get({name: metric for name, metric in metrics.items() if name != FAULTS})
+
+    def number(metric: Any) -> Any:
+        if isinstance(metric, Mean):
+            with np.errstate(divide="ignore", invalid="ignore"):
+                metric = np.divide(metric.total, metric.weight)
+        metric = np.asarray(metric)
+        return metric.item() if metric.ndim == 0 else metric
+
+    return jax.tree.map(number, fetched, is_leaf=lambda metric: isinstance(metric, Mean))
+
+
+def add(a: Metrics, b: Metrics) -> Metrics:
+    """The metrics of two batches as those of one."""
+    return jax.tree.map(jnp.add, a, b)
+
+
+def axis_is_bound() -> bool:
+    """Whether the code being traced runs once a shard, with `AXIS` to communicate over."""
+    try:
+        jax.lax.axis_index(AXIS)
+    except NameError:
+        return False
+    return True
+
+
+def psum(tree: PyTree) -> PyTree:
+    """The sum over shards where the batch is split by hand, and ``tree`` itself where it is not."""
+    return jax.lax.psum(tree, AXIS) if axis_is_bound() else tree
+
+
+def all_gather(tree: PyTree) -> PyTree:
+    """The shards' rows one after another, [B / D, ...] to [B, ...], where the batch is split by hand."""
+    if not axis_is_bound():
+        return tree
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS, tiled=True), tree)
+
+
+def local_key(key: Array) -> Array:
+    """``key`` folded with the shard's index where the batch is split by hand, so that noise differs."""
+    return jax.random.fold_in(key, jax.lax.axis_index(AXIS)) if axis_is_bound() else key
+
+
+def objective(monitor: str) -> tuple[str, str]:
+    """Splits ``"max accuracy"`` into ``("max", "accuracy")``.
+
+    Raises:
+        ValueError: if the text does not have that form.
+    """
+    way, _, name = monitor.partition(" ")
+    if way not in ("min", "max") or not name:
+        raise ValueError(f'monitor must read "min NAME" or "max NAME", such as "max accuracy"; got {monitor!r}')
+    return way, name

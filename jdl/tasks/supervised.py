@@ -1,0 +1,207 @@
+"""Classification and regression.
+
+Axes: B batch, T any further positions (pixels, tokens), C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jdl.core import FAULTS, Array, Batch, Mean, Metrics, Task, Variables, example_weights, weighted
+from jdl.tasks.module import functions
+
+Score = Callable[[Any, Batch], Metrics]
+
+
+def supervised(module: Any, score: Score, *, train_score: Score | None = None, **fields: Any) -> Task:
+    """The task of a module whose outputs are scored one example at a time.
+
+    Args:
+        module: a Linen module (or what quacks like one, see `jdl.tasks.module`).
+        score: ``outputs, batch -> metrics``; its "loss" is a `Mean` and is what training lowers.
+        train_score: the same for training, where that differs (label smoothing, say).
+        **fields: ``monitor`` and ``check`` of the `Task`.
+
+    Returns:
+        The task.
+    """
+    train_score = train_score or score
+    model = functions(module)
+
+    def loss(variables: Variables, batch: Batch, key: Array) -> Any:
+        outputs, collections = model.train(variables, batch["inputs"], key)
+        metrics = train_score(outputs, batch)
+        total, weight = metrics.pop("loss")
+        return total, (weight, collections, metrics)
+
+    def evaluate(variables: Variables, batch: Batch, key: Array) -> Metrics:
+        del key
+        return score(model.predict(variables, batch["inputs"]), batch)
+
+    return Task(model.init, loss, evaluate, model.predict, **fields)
+
+
+def classification(module: Any, *, label_smoothing: float = 0.0) -> Task:
+    """Softmax classification: the module's outputs are logits [B, ..., C].
+
+    The loss is cross-entropy, -sum_c q_c log softmax(logits)_c, with q the one-hot label, softened to
+    (1 - s) q + s / C in training. ``labels`` are integers [B, ...] or probabilities [B, ..., C], as Mixup
+    makes them; ``weights`` [B] or [B, ...] count examples or positions.
+
+    Args:
+        module: a module from inputs to logits.
+        label_smoothing: s above, 0 <= s < 1.
+
+    Returns:
+        A task with the metrics "loss" (nats) and "accuracy", monitored by "max accuracy".
+
+    Raises:
+        ValueError: for ``label_smoothing`` out of range; and, from the task's ``check``, for labels of a
+            wrong shape or type or out of range.
+
+    Example:
+        >>> from jdl.models import MLP
+        >>> task = classification(MLP((8, 3)))
+        >>> batch = {"inputs": jnp.ones((2, 5)), "labels": jnp.array([0, 2])}
+        >>> variables = task.init(jax.random.key(0), batch)
+        >>> sorted(task.evaluate(variables, batch, jax.random.key(1)))
+        ['accuracy', 'faults', 'loss']
+
+    Reference:
+        Label smoothing: Szegedy et al., "Rethinking the inception architecture", 2016, section 7.
+    """
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be at least 0 and below 1; got {label_smoothing}")
+
+    def train_score(logits: Array, batch: Batch) -> Metrics:
+        return classification_score(logits, batch, label_smoothing=label_smoothing)
+
+    task = supervised(module, classification_score, train_score=train_score, monitor="max accuracy")
+    return task._replace(check=lambda batch: _check_labels(task, batch))
+
+
+def classification_score(logits: Array, batch: Batch, *, label_smoothing: float = 0.0) -> Metrics:
+    """Cross-entropy and accuracy of logits [B, ..., C] against the labels of ``batch``.
+
+    Returns:
+        "loss" and "accuracy", each a `Mean`, and a fault that counts labels outside 0..C-1.
+    """
+    logits = logits.astype(jnp.float32)
+    labels, C = jnp.asarray(batch["labels"]), logits.shape[-1]
+    soft = jnp.issubdtype(labels.dtype, jnp.floating)
+    expected = logits.shape if soft else logits.shape[:-1]
+    if labels.shape != expected:
+        raise ValueError(
+            f"labels of shape {labels.shape} do not fit logits of shape {logits.shape}: "
+            f"expected {expected}, or class probabilities of shape {logits.shape}"
+        )
+    weights = _position_weights(batch, logits.shape[:-1])
+    targets: Array | None
+    if soft:
+        targets, hard, outside = labels, labels.argmax(-1), jnp.zeros((), jnp.int32)
+    else:
+        wrong = (labels < 0) | (labels >= C)
+        hard, outside = labels, (wrong & (weights > 0)).sum(dtype=jnp.int32)
+        targets = jax.nn.one_hot(labels, C) if label_smoothing else None
+    if targets is None:
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.clip(hard, 0, C - 1))
+    else:
+        losses = optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
+    return {
+        "loss": weighted(losses, weights),
+        "accuracy": weighted(logits.argmax(-1) == hard, weights),
+        FAULTS: {f"labels outside 0..{C - 1}": outside},
+    }
+
+
+def regression(module: Any, *, loss: Literal["squared", "absolute", "huber"] = "squared") -> Task:
+    """Regression: the module's outputs and ``labels`` have one shape [B, ...].
+
+    The loss of an example is the mean over its outputs of (y - f)^2, of |y - f|, or of Huber's function
+    with delta 1 (squared below, linear above; optax.huber_loss).
+
+    Args:
+        module: a module from inputs to predictions.
+        loss: "squared", "absolute" or "huber".
+
+    Returns:
+        A task with the metrics "loss", "mse" and "mae", monitored by "min loss".
+
+    Raises:
+        ValueError: for an unknown loss, and for outputs and labels whose shapes differ, which would
+            otherwise broadcast in silence.
+
+    Example:
+        >>> from jdl.models import MLP
+        >>> task = regression(MLP((8, 1)))
+        >>> batch = {"inputs": jnp.ones((2, 5)), "labels": jnp.array([[0.5], [2.0]])}
+        >>> variables = task.init(jax.random.key(0), batch)
+        >>> sorted(task.evaluate(variables, batch, jax.random.key(1)))
+        ['loss', 'mae', 'mse']
+    """
+    losses = {
+        "squared": lambda error: jnp.square(error),
+        "absolute": jnp.abs,
+        "huber": lambda error: optax.huber_loss(error, delta=1.0),
+    }
+    if loss not in losses:
+        raise ValueError(f"loss must be one of {', '.join(losses)}; got {loss!r}")
+
+    def score(outputs: Array, batch: Batch) -> Metrics:
+        labels = jnp.asarray(batch["labels"])
+        if outputs.shape != labels.shape:
+            raise ValueError(f"outputs of shape {outputs.shape} and labels of shape {labels.shape} must agree")
+        error = outputs.astype(jnp.float32) - labels.astype(jnp.float32)
+        weights = example_weights(batch)
+
+        def mean(values: Array) -> Mean:
+            return weighted(values.reshape(values.shape[0], -1).mean(-1), weights)
+
+        return {"loss": mean(losses[loss](error)), "mse": mean(jnp.square(error)), "mae": mean(jnp.abs(error))}
+
+    return supervised(module, score)
+
+
+def _position_weights(batch: Batch, shape: tuple[int, ...]) -> Array:
+    """The batch's weights as an array of ``shape`` [B, ...]; a weight [B] counts each position of an example."""
+    weights = example_weights(batch)
+    if weights.ndim > len(shape) or weights.shape != shape[: weights.ndim]:
+        raise ValueError(f"weights of shape {weights.shape} do not fit positions of shape {shape}")
+    return jnp.broadcast_to(weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim)), shape)
+
+
+def _check_labels(task: Task, batch: Batch) -> None:
+    """Raises ValueError, in words, for a concrete batch that `classification` cannot take."""
+    for name in ("inputs", "labels"):
+        if name not in batch:
+            raise ValueError(f'classification needs a batch with "inputs" and "labels"; it has {sorted(batch)}')
+    labels = np.asarray(batch["labels"])
+    logits = jax.eval_shape(
+        lambda batch: task.predict(task.init(jax.random.key(0), batch), batch["inputs"]), dict(batch)
+    )
+    C = logits.shape[-1]
+    if np.issubdtype(labels.dtype, np.floating):
+        if labels.shape != logits.shape:
+            raise ValueError(
+                f"labels are {labels.dtype} of shape {labels.shape}: expected integers of shape "
+                f"{logits.shape[:-1]}, or probabilities of shape {logits.shape}"
+            )
+        return
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be integers or probabilities; got {labels.dtype}")
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(f"labels of shape {labels.shape} do not fit logits of shape {logits.shape}")
+    outside = (labels < 0) | (labels >= C)
+    if "weights" in batch:
+        outside &= np.asarray(_position_weights(batch, labels.shape)) > 0
+    if outside.any():
+        raise ValueError(
+            f"{outside.sum()} labels lie outside 0..{C - 1}, the classes of the model's {C} outputs: "
+            f"for example {labels[outside][0]}"
+        )
