@@ -1,0 +1,136 @@
+"""From the command line to an experiment's ``main(config)``, and from an error to a sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jdl import train
+
+C = TypeVar("C")
+
+TRACEBACK = "JDL_TRACEBACK"
+"""Environment variable that, set to anything, shows where an error came from."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How an experiment is run. What it measures does not depend on it."""
+
+    run: str = ""
+    """Folder of the run: made if missing, gone on with if it holds a run with the same settings. A new one
+    under runs/ when empty."""
+    mesh: str = ""
+    """Devices, such as "data:4" or "data:2,fsdp:2"; all of them when empty."""
+    mode: str = "jit"
+    """How the devices share the work: jit (the compiler splits it), shard_map or pmap."""
+    tensorboard: bool = False
+    """Also write TensorBoard files into the folder."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+def command(main: Callable[[C], Any], config: type[C], description: str | None) -> None:
+    """Runs ``main`` with a configuration read from the command line.
+
+    ``--resume FOLDER`` takes the configuration from a run's folder, and goes on with it. An error that is the
+    user's to mend ends in one sentence and exit status 1.
+
+    Args:
+        main: the experiment.
+        config: its configuration, a frozen dataclass with a field ``execution``.
+        description: what ``--help`` says first.
+    """
+    train.prepare()
+    with sentences():
+        main(parse(config, sys.argv[1:], description))
+
+
+@contextlib.contextmanager
+def sentences() -> Iterator[None]:
+    """Ends the process with one sentence for an error that is the user's to mend."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError, train.CheckpointError, train.Fault) as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        print(f"error: {error}\n({TRACEBACK}=1 in the environment shows where)", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def parse(config: type[C], arguments: list[str], description: str | None = None) -> C:
+    """A configuration from command-line arguments.
+
+    Raises:
+        ValueError: for a folder given to ``--resume`` that holds no run, or flags beside it.
+        SystemExit: after ``--help``, and for arguments that tyro cannot read.
+    """
+    if "--resume" in arguments:
+        return resumed(config, arguments)
+    try:
+        import tyro
+    except ImportError:
+        raise ImportError('the command line needs tyro: pip install -e ".[experiments]"') from None
+    more = "\n\n--resume FOLDER goes on with a run that was stopped, with the settings it was started with."
+    return tyro.cli(
+        config,
+        prog=f"python -m {config.__module__ if config.__module__ != '__main__' else _script()}",
+        args=arguments,
+        description=(description or "") + more,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+def _script() -> str:
+    """The module that ``python -m`` runs."""
+    specification = getattr(sys.modules["__main__"], "__spec__", None)
+    return specification.name if specification else Path(sys.argv[0]).stem
+
+
+def resumed(config: type[C], arguments: list[str]) -> C:
+    """The configuration of a run that was stopped, from ``["--resume", FOLDER]``."""
+    if len(arguments) != 2 or arguments[0] != "--resume":
+        raise ValueError("--resume takes a folder and no other flag: a run goes on with the settings it has")
+    values = read_config(arguments[1])
+    known = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    unknown = sorted(values.keys() - known)
+    if unknown:
+        raise ValueError(f"{arguments[1]} holds a run of another experiment: it sets {', '.join(unknown)}")
+    return config(**values, execution=Execution(run=arguments[1]))
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The settings in a run's folder, lists as tuples, without the experiment's name.
+
+    Raises:
+        ValueError: if the folder holds no run.
+    """
+    path = Path(folder) / train.run.CONFIG
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} holds no run: {path} cannot be read ({error})") from None
+    values.pop("experiment", None)
+    return {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
+
+
+def settings(experiment: str, config: Any) -> dict[str, Any]:
+    """What a run's folder keeps of a configuration: all that its result depends on."""
+    values = dataclasses.asdict(config)
+    del values["execution"]
+    return {"experiment": experiment, **values}
+
+
+def new_folder(experiment: str, config: Any) -> Path:
+    """A folder that is not there yet: ``runs/EXPERIMENT-DATASET-N``."""
+    stem = "-".join(filter(None, [experiment, getattr(config, "dataset", "")]))
+    number = 1
+    while (folder := Path("runs") / f"{stem}-{number}").exists():
+        number += 1
+    return folder

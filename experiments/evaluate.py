@@ -1,0 +1,133 @@
+"""Evaluates an image classifier from its run's folder, or classifies pictures with it.
+
+    python -m experiments.evaluate runs/lenet-digits-1
+    python -m experiments.evaluate runs/lenet-digits-1 photo.png
+
+Weights, preprocessing and class names come from the checkpoint; the data are needed only to evaluate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import cli, images
+from jdl import data, train
+from jdl.core import Learner, add, summarize
+
+CLASSIFIERS = ("lenet", "mlp")
+"""The experiments whose runs are image classifiers."""
+
+
+class Classifier(NamedTuple):
+    """A trained classifier of raw images.
+
+    Attributes:
+        loaded: its weights, and what was saved beside them.
+        learner: what it was trained by.
+        config: the settings it was trained with.
+    """
+
+    loaded: train.Loaded
+    learner: Learner
+    config: images.Config
+
+    @property
+    def class_names(self) -> list[str]:
+        """One name a class."""
+        return self.loaded.meta["extra"]["class_names"]
+
+
+def load(folder: str | Path, step: int | str = "latest") -> Classifier:
+    """The classifier of a run's folder.
+
+    Raises:
+        ValueError: if the folder holds no run of an image classifier.
+        jdl.train.CheckpointError: if its checkpoint is missing or damaged.
+    """
+    checkpoints = Path(folder) / train.run.CHECKPOINTS
+    meta = train.checkpoint.read_meta(checkpoints, step)
+    experiment = meta["config"].get("experiment")
+    if experiment not in CLASSIFIERS:
+        raise ValueError(f"{folder} holds a run of {experiment!r}, which is none of {', '.join(CLASSIFIERS)}")
+    module = importlib.import_module(f"experiments.{experiment}")
+    config = cli.resumed(module.Config, ["--resume", str(folder)])
+    preprocess = data.Preprocess.from_json(meta["extra"]["preprocess"])
+    learner = images.recipe(module.model(config), preprocess, config)
+    image = np.zeros((1, *meta["extra"]["image_shape"]), np.uint8)
+    batch = {"inputs": image, "labels": np.zeros(1, np.int32)}
+    return Classifier(train.load(folder, learner, batch, step), learner, config)
+
+
+def test_metrics(classifier: Classifier) -> dict[str, Any]:
+    """The metrics on the test set of the data that the classifier was trained on."""
+    test = data.load(classifier.config.dataset).test
+    batches = data.in_order(test, min(1000, len(test["labels"])))
+    evaluate = jax.jit(classifier.learner.evaluate)
+    key = jax.random.key(0)
+    parts = (evaluate(classifier.loaded.variables, batches(i), key) for i in range(len(batches)))
+    return summarize(functools.reduce(add, parts))
+
+
+def classify_pictures(classifier: Classifier, paths: Sequence[str | Path]) -> list[tuple[str, float]]:
+    """The most probable class of each picture file, and its probability.
+
+    A picture of any size will do; it is brought to the training images' own size and channels first.
+
+    Raises:
+        ValueError: naming a file that is no picture.
+    """
+    shape = classifier.loaded.meta["extra"]["image_shape"]
+    pictures = np.stack([_picture(path, shape) for path in paths])
+    probabilities = np.asarray(jax.nn.softmax(jax.jit(classifier.loaded.predict)(pictures)))
+    return [(classifier.class_names[p.argmax()], float(p.max())) for p in probabilities]
+
+
+def _picture(path: str | Path, shape: Sequence[int]) -> np.ndarray:
+    """A picture file as uint8 [H, W, C]."""
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError:
+        raise ImportError('reading pictures needs pillow: pip install -e ".[experiments]"') from None
+    height, width, channels = shape
+    try:
+        with Image.open(path) as picture:
+            picture = picture.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BOX)
+            return np.asarray(picture).reshape(height, width, channels)
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {path}") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is no picture") from None
+
+
+def main(folder: str, pictures: Sequence[str] = (), step: int | str = "latest") -> None:
+    """Prints the test metrics, or the class of each picture."""
+    classifier = load(folder, step)
+    if not pictures:
+        for name, value in test_metrics(classifier).items():
+            print(f"test {name} {value:.4f}")
+        return
+    for path, (name, probability) in zip(pictures, classify_pictures(classifier, pictures), strict=True):
+        print(f"{path}: {name} ({100 * probability:.1f} %)")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        "python -m experiments.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", help="folder of a run, finished or stopped")
+    parser.add_argument("pictures", nargs="*", help="picture files to classify; without any, the test set is")
+    parser.add_argument("--step", default="latest", help="which checkpoint: latest (the default), best, or a step")
+    arguments = parser.parse_args()
+    train.prepare()
+    with cli.sentences():
+        step = int(arguments.step) if arguments.step.isdecimal() else arguments.step
+        main(arguments.folder, arguments.pictures, step)
