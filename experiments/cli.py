@@ -127,6 +127,27 @@ def settings(experiment: str, config: Any) -> dict[str, Any]:
     return {"experiment": experiment, **values}
 
 
+def flags(config: Any) -> list[str]:
+    """The command-line flags that give a configuration: those that differ from the defaults.
+
+    Example:
+        >>> from experiments import lenet
+        >>> flags(lenet.Config(dataset="mnist", batch_size=128))
+        ['--dataset mnist', '--batch-size 128']
+    """
+    found = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name == "execution" or value == field.default:
+            continue
+        flag = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            found.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            found.append(f"--{flag} {' '.join(map(str, value)) if isinstance(value, tuple) else value}")
+    return found
+
+
 def new_folder(experiment: str, config: Any) -> Path:
     """A folder that is not there yet: ``runs/EXPERIMENT-DATASET-N``."""
     stem = "-".join(filter(None, [experiment, getattr(config, "dataset", "")]))

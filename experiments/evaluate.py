@@ -100,7 +100,9 @@ def _picture(path: str | Path, shape: Sequence[int]) -> np.ndarray:
     height, width, channels = shape
     try:
         with Image.open(path) as picture:
-            picture = picture.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BOX)
+            picture = picture.convert("L" if channels == 1 else "RGB").resize(
+                (width, height), Image.Resampling.BOX
+            )
             return np.asarray(picture).reshape(height, width, channels)
     except FileNotFoundError:
         raise ValueError(f"there is no file {path}") from None
@@ -121,11 +123,15 @@ def main(folder: str, pictures: Sequence[str] = (), step: int | str = "latest") 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        "python -m experiments.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m experiments.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", help="folder of a run, finished or stopped")
     parser.add_argument("pictures", nargs="*", help="picture files to classify; without any, the test set is")
-    parser.add_argument("--step", default="latest", help="which checkpoint: latest (the default), best, or a step")
+    parser.add_argument(
+        "--step", default="latest", help="which checkpoint: latest (the default), best, or a step"
+    )
     arguments = parser.parse_args()
     train.prepare()
     with cli.sentences():

@@ -146,7 +146,9 @@ def classify(experiment: str, model: Any, config: Config, *, size: tuple[int, in
             mesh=where.mesh or None,
             mode=where.mode,
         )
-    curves = train.save_history(fitted.history, folder / train.run.CURVES, title=f"{experiment} on {config.dataset}")
+    curves = train.save_history(
+        fitted.history, folder / train.run.CURVES, title=f"{experiment} on {config.dataset}"
+    )
     outcome = Outcome(fitted, fitted.history.last("test"), dataset, folder, time.perf_counter() - start)
     if not where.quiet:
         print(report(experiment, outcome, curves))

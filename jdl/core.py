@@ -200,5 +200,7 @@ def objective(monitor: str) -> tuple[str, str]:
     """
     way, _, name = monitor.partition(" ")
     if way not in ("min", "max") or not name:
-        raise ValueError(f'monitor must read "min NAME" or "max NAME", such as "max accuracy"; got {monitor!r}')
+        raise ValueError(
+            f'monitor must read "min NAME" or "max NAME", such as "max accuracy"; got {monitor!r}'
+        )
     return way, name

@@ -1,10 +1,11 @@
 """What to learn: from a module to a `Task`, and from Task to Task."""
 
-from jdl.tasks.module import functions
+from jdl.tasks.module import activations, functions
 from jdl.tasks.supervised import classification, classification_score, regression, supervised
 from jdl.tasks.transforms import augmented, mixed_precision, preprocessed
 
 __all__ = [
+    "activations",
     "augmented",
     "classification",
     "classification_score",

@@ -1,0 +1,157 @@
+"""Runs the experiments whose results stand in the ledger, over several seeds, and records them.
+
+    python -m experiments.reproduce                       # says what there is
+    python -m experiments.reproduce lenet_mnist           # three seeds, then experiments/results/lenet_mnist.json
+    python -m experiments.reproduce lenet_mnist --seeds 0 1 2 3 4 --folder runs/reproduce
+
+A seed that was stopped goes on where it was; one that is done is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import cli, images, ledger, lenet, mlp
+from jdl import data, train
+from jdl.train.history import to_json
+
+LECUN_1998 = (
+    'LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition", '
+    "Proceedings of the IEEE 86(11), 1998"
+)
+SPLITS = {
+    "digits": "UCI 8x8 digits, 1,437 training and 360 test images (stratified)",
+    "mnist": "MNIST, 60,000 training and 10,000 test images",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A result to be: which experiment, with what settings, beside which published figure.
+
+    Attributes:
+        main: the experiment.
+        config: its settings; the seed is set for each run.
+        title: what the ledger calls it.
+        published: the paper's test error in per cent, if it has one.
+        note: what a reader must know to compare the figures.
+    """
+
+    main: Callable[[Any], images.Outcome]
+    config: images.Config
+    title: str
+    published: ledger.Published | None = None
+    note: str = ""
+
+
+MNIST = {"dataset": "mnist", "steps": 9380, "batch_size": 128, "shift": 0, "averaging": 0.999}
+RECIPES = {
+    "lenet_digits": Recipe(lenet.main, lenet.Config(), "LeNet-5 on the 8x8 digits"),
+    "mlp_digits": Recipe(mlp.main, mlp.Config(learning_rate=1e-3, shift=0), "MLP 300-100 on the 8x8 digits"),
+    "lenet_mnist": Recipe(
+        lenet.main,
+        lenet.Config(**MNIST),
+        "LeNet-5 on MNIST",
+        ledger.Published(0.95, "section III.B, LeNet-5 without distortions", "recalled"),
+        "Today's layout (ReLU, max-pooling) and optimiser (AdamW, cosine, averaged weights), 20 passes.",
+    ),
+    "lenet1998_mnist": Recipe(
+        lenet.main,
+        lenet.Config(layout="1998", **MNIST),
+        "LeNet-5 on MNIST, the paper's network",
+        ledger.Published(0.95, "section III.B, LeNet-5 without distortions", "recalled"),
+        "The paper's 60,000 parameters, with random output codes, cross-entropy and AdamW, 20 passes.",
+    ),
+    "mlp_mnist": Recipe(
+        mlp.main,
+        mlp.Config(**(MNIST | {"learning_rate": 1e-3, "dropout": 0.2})),
+        "MLP 300-100 on MNIST",
+        ledger.Published(3.05, "section III.C, 28x28-300-100-10 network", "recalled"),
+        "ReLU, dropout 0.2 and AdamW, 20 passes; the paper's network had tanh units and squared error.",
+    ),
+}
+
+
+def measure(name: str, seed: int, folder: Path) -> dict[str, Any]:
+    """One seed of a recipe: its error, time and energy, kept in the run's folder when done."""
+    recipe = RECIPES[name]
+    run = folder / f"{name}-{seed}"
+    done = run / "outcome.json"
+    if done.exists():
+        return json.loads(done.read_text())
+    execution = cli.Execution(run=str(run))
+    with ledger.Meter() as meter:
+        outcome = recipe.main(dataclasses.replace(recipe.config, seed=seed, execution=execution))
+    found = {
+        "error": 100 * (1 - outcome.test["accuracy"]),
+        "seconds": meter.seconds,
+        "energy_wh": meter.energy_wh,
+        "energy_how": meter.how,
+    }
+    done.write_text(json.dumps(found))
+    return found
+
+
+def result(name: str, seeds: Sequence[int], found: Sequence[dict[str, Any]]) -> ledger.Result:
+    """The ledger's entry for the seeds measured."""
+    recipe = RECIPES[name]
+    experiment = recipe.main.__module__
+    settings = to_json(cli.settings(experiment.removeprefix("experiments."), recipe.config))
+    del settings["seed"]
+    energies = [each["energy_wh"] for each in found]
+    return ledger.Result(
+        name=name,
+        title=recipe.title,
+        group="Images",
+        paper=LECUN_1998 if recipe.published else "",
+        published=recipe.published,
+        metric="test error",
+        goal="min",
+        unit="%",
+        seeds=tuple(seeds),
+        values=tuple(each["error"] for each in found),
+        dataset=SPLITS[recipe.config.dataset],
+        fingerprint=data.load(recipe.config.dataset).fingerprint,
+        config=settings,
+        command=f"python -m {experiment} {' '.join(cli.flags(recipe.config))}".strip(),
+        seconds=tuple(each["seconds"] for each in found),
+        energy_wh=None if None in energies else tuple(energies),
+        energy_how=found[0]["energy_how"],
+        device=ledger.device_description(),
+        date=datetime.date.today().isoformat(),
+        note=recipe.note,
+    )
+
+
+def main(
+    names: Sequence[str], seeds: Sequence[int] = (0, 1, 2), folder: str | Path = "runs/reproduce"
+) -> None:
+    """Measures each recipe on each seed, and records it."""
+    for name in names:
+        entry = result(name, seeds, [measure(name, seed, Path(folder)) for seed in seeds])
+        ledger.record(entry)
+        print(f"{entry.title}: {statistics.fmean(entry.values):.2f} % test error over {len(seeds)} seeds")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        "python -m experiments.reproduce",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", choices=[[], *RECIPES], help="results to reproduce")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--folder", default="runs/reproduce", help="where the runs are kept")
+    arguments = parser.parse_args()
+    if not arguments.names:
+        print("\n".join(f"{name:<18} {recipe.title}" for name, recipe in RECIPES.items()))
+    train.prepare()
+    with cli.sentences():
+        main(arguments.names, arguments.seeds, arguments.folder)
