@@ -1,14 +1,16 @@
-"""Where records go beside the metrics file: a progress bar, TensorBoard, plain lines."""
+"""Where records go beside the metrics file: a progress bar, TensorBoard, curves in a notebook, plain lines."""
 
 from __future__ import annotations
 
 import sys
+import time
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
-from jdl.train.history import Record
+from jdl.train.history import History, Record
+from jdl.train.plots import plot_history
 
 
 def in_words(record: Record) -> str:
@@ -27,12 +29,13 @@ def in_words(record: Record) -> str:
     return "  ".join(parts)
 
 
-def print_lines(record: Record) -> None:
+def print_lines(record: Record) -> bool:
     """Prints records to stderr, one line each; progress between them is left out."""
     if record["split"] == "message":
         print(record["text"], file=sys.stderr)
     elif record["split"] != "progress":
         print(f"step {record['step']:>7}  {record['split']:<10}  {in_words(record)}", file=sys.stderr)
+    return True
 
 
 class ProgressBar:
@@ -56,7 +59,7 @@ class ProgressBar:
         self._bar: Any = tqdm(total=steps, unit="step", dynamic_ncols=True, smoothing=0.1)
         self._shown: dict[str, str] = {}
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: Record) -> bool:
         """Shows a record."""
         step, split = record["step"], record["split"]
         if split == "message":
@@ -64,13 +67,14 @@ class ProgressBar:
             # After a resume the bar starts where the run does, so that the rate is this process's own.
             if self._bar.n == 0 and step:
                 self._bar.initial = self._bar.n = step
-            return
+            return True
         if split in ("train", "progress"):
             self._show(record, "")
         else:
             self._bar.write(f"step {step:>6}  {split}: {in_words(record)}", file=sys.stderr)
             self._show(record, f"{split} ")
         self._bar.update(step - self._bar.n)
+        return True
 
     def _show(self, record: Record, prefix: str) -> None:
         for name in ("loss", "accuracy"):
@@ -125,3 +129,54 @@ class TensorBoard:
     ) -> None:
         """Flushes and closes the files."""
         self._writer.close()
+
+
+class LiveCurves:
+    """Draws the curves in a notebook while the run goes on.
+
+    Args:
+        metrics: the metrics to draw, as in `jdl.train.plot_history`.
+        seconds: time between two drawings, at least.
+
+    Raises:
+        ImportError: naming the extra to install, if matplotlib or IPython is missing.
+    """
+
+    def __init__(self, metrics: list[str] | None = None, seconds: float = 1.0) -> None:
+        try:
+            from IPython.display import display
+        except ImportError:
+            raise ImportError("live curves are drawn in a notebook: this process has no IPython") from None
+        self._display, self._handle = display, None
+        self._metrics, self._seconds = metrics, seconds
+        self._history, self._drawn = History(), 0.0
+
+    def __call__(self, record: Record) -> None:
+        """Takes in a record, and draws if it is time or the record is an evaluation."""
+        if record["split"] == "message":
+            print(record["text"])
+        if record["split"] in ("progress", "message"):
+            return
+        self._history.append(record)
+        if record["split"] != "train" or time.perf_counter() - self._drawn > self._seconds:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draws what has been measured so far."""
+        self._drawn = time.perf_counter()
+        figure = plot_history(self._history, self._metrics)
+        if self._handle is None:
+            self._handle = self._display(figure, display_id=True)
+        else:
+            self._handle.update(figure)
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Draws the last records too."""
+        if self._history:
+            self.draw()

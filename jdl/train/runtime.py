@@ -82,7 +82,7 @@ def _is_known(flag: str) -> bool:
     """Whether this jaxlib knows a flag. An unknown one aborts the process, so another is asked, once."""
     path = cache_folder() / f"flags-{version('jaxlib')}.json"
     try:
-        known = json.loads(path.read_text())
+        known = dict(json.loads(path.read_text()))
     except (OSError, ValueError):
         known = {}
     if flag not in known:

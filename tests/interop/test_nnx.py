@@ -39,7 +39,12 @@ def test_it_trains_through_fit_with_batchnorm_and_dropout(arrays):
     learner = learners.gradient(task(), optax.adam(1e-2))
     evaluation = data.in_order(arrays, 60)
     fitted = train.fit(
-        learner, data.shuffled(arrays, 32), 120, evaluation=evaluation, loggers=[lambda record: None], mesh="data:1"
+        learner,
+        data.shuffled(arrays, 32),
+        120,
+        evaluation=evaluation,
+        loggers=[lambda record: None],
+        mesh="data:1",
     )
     assert fitted.history.last("evaluation")["accuracy"] > 0.9
     statistics = fitted.variables["batch_stats"]["norm"]
@@ -69,10 +74,14 @@ def test_it_computes_what_the_model_itself_computes(arrays):
     expected = model(arrays["inputs"])
     np.testing.assert_allclose(net.predict(variables, arrays["inputs"]), expected, rtol=1e-6, atol=1e-6)
     model.train()
-    expected = optax.softmax_cross_entropy_with_integer_labels(model(arrays["inputs"]), arrays["labels"]).sum()
+    expected = optax.softmax_cross_entropy_with_integer_labels(
+        model(arrays["inputs"]), arrays["labels"]
+    ).sum()
     total, (_, changed, _) = net.loss(variables, arrays, jax.random.key(0))
     np.testing.assert_allclose(total, expected, rtol=1e-5)
-    np.testing.assert_allclose(changed["batch_stats"]["norm"]["mean"], model.norm.mean[...], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        changed["batch_stats"]["norm"]["mean"], model.norm.mean[...], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_an_ensemble_of_nnx_models_starts_from_different_weights(arrays):

@@ -1,0 +1,64 @@
+"""What `prepare` does to a process, and that it can be undone."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jdl.train import runtime
+
+SCRIPT = """
+import os, jax
+from jdl import train
+train.prepare()
+print(jax.config.jax_compilation_cache_dir)
+print(os.environ.get("XLA_FLAGS", ""))
+print(float(jax.jit(lambda x: x * 2)(21.0)))
+"""
+
+
+def prepared(tmp_path, **environment):
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_COMPILATION", "JDL"))}
+    environment = {**inherited, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JDL_CACHE": str(tmp_path), **environment}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    cache, flags, result = done.stdout.splitlines()
+    assert float(result) == 42
+    return cache, flags
+
+
+def test_cache_and_flags(tmp_path):
+    cache, flags = prepared(tmp_path)
+    assert cache == str(tmp_path / "xla")
+    known = [flag for flag in runtime.CPU_FLAGS if flag in flags]
+    assert known == [flag for flag in runtime.CPU_FLAGS if runtime._is_known(flag)]
+
+
+def test_flags_of_the_user_stay(tmp_path):
+    name = runtime.CPU_FLAGS[0].partition("=")[0]
+    _, flags = prepared(tmp_path, XLA_FLAGS=f"{name}=")
+    assert flags == f"{name}="
+
+
+def test_plain_undoes_it(tmp_path):
+    assert prepared(tmp_path, JDL_PLAIN="1") == ("None", "")
+
+
+def test_an_accelerator_gets_the_cache_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    runtime.prepare(compilation_cache=False)
+    assert "XLA_FLAGS" not in os.environ
+
+
+def test_an_unknown_flag_is_never_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("JDL_CACHE", str(tmp_path))
+    assert not runtime._is_known("--xla_no_such_flag_there_is=true")
+
+
+@pytest.mark.parametrize("text", ["", "not json", "[]"])
+def test_a_spoilt_note_of_flags_does_no_harm(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("JDL_CACHE", str(tmp_path))
+    (tmp_path / f"flags-{runtime.version('jaxlib')}.json").write_text(text)
+    assert not runtime._is_known("--xla_no_such_flag_there_is=true")
