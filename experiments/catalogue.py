@@ -25,8 +25,9 @@ class Experiment:
 
 
 def module_file(module: str) -> Path:
-    """The file of a module under ``experiments``, whether there or not."""
-    return ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    """The file that ``python -m`` runs for a module under ``experiments``, whether there or not."""
+    path = ROOT.joinpath(*module.split("."))
+    return path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def parse(path: Path, module: str) -> Experiment | None:
@@ -49,7 +50,8 @@ def parse(path: Path, module: str) -> Experiment | None:
 
 def experiments(folder: Path = ROOT / "experiments", package: str = "experiments") -> list[Experiment]:
     """All experiments of a package and the packages in it, by name, those of inner packages last."""
-    found = [parse(path, f"{package}.{path.stem}") for path in sorted(folder.glob("*.py"))]
+    files = {path: f"{package}.{path.stem}" for path in sorted(folder.glob("*.py"))}
+    found = [parse(path, module.removesuffix(".__main__")) for path, module in files.items()]
     for inner in sorted(folder.glob("*/__init__.py")):
         found += experiments(inner.parent, f"{package}.{inner.parent.name}")
     return [experiment for experiment in found if experiment is not None]

@@ -6,6 +6,7 @@ Each experiment gives a model and the settings of its own; `classify` does the r
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +47,7 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that the model computes in; parameters are float32."""
     evaluate_every: int = 0
-    """Steps between two evaluations on the test set; a tenth of all when 0."""
+    """Steps between two evaluations on the test set; a fortieth of all when 0."""
     seed: int = 0
     """Seed of the initial weights, the noise and the order of the images."""
     execution: cli.Execution = field(default_factory=cli.Execution)
@@ -140,7 +141,7 @@ def classify(experiment: str, model: Any, config: Config, *, size: tuple[int, in
             config.steps,
             key=config.seed,
             evaluation={"test": data.in_order(dataset.test, min(1000, len(dataset.test["labels"])))},
-            evaluate_every=config.evaluate_every or None,
+            evaluate_every=config.evaluate_every or math.ceil(config.steps / 40),
             run=run,
             loggers=loggers,
             mesh=where.mesh or None,

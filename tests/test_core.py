@@ -26,7 +26,9 @@ def test_means_add_up_over_any_partition_with_padding(data):
     for start, stop in zip([0, *cuts], [*cuts, size], strict=True):
         padding = data.draw(st.integers(0, 3))
         padded = np.pad(values[start:stop], (0, padding), constant_values=1e6)
-        parts.append({"loss": weighted(jnp.asarray(padded), jnp.asarray(np.pad(weights[start:stop], (0, padding))))})
+        parts.append(
+            {"loss": weighted(jnp.asarray(padded), jnp.asarray(np.pad(weights[start:stop], (0, padding))))}
+        )
     whole = summarize(functools.reduce(add, parts))["loss"]
     assert whole == pytest.approx(np.average(values, weights=weights), rel=1e-5, abs=1e-5)
 
@@ -38,7 +40,11 @@ def test_mean_of_nothing_is_nan():
 
 
 def test_summary_keeps_arrays_and_leaves_faults_out():
-    metrics = {"loss": Mean(jnp.array([2.0, 6.0]), jnp.array([1.0, 2.0])), "count": jnp.array(3), FAULTS: {"x": 1}}
+    metrics = {
+        "loss": Mean(jnp.array([2.0, 6.0]), jnp.array([1.0, 2.0])),
+        "count": jnp.array(3),
+        FAULTS: {"x": 1},
+    }
     summary = summarize(metrics)
     assert summary["loss"].tolist() == [2.0, 3.0]
     assert summary["count"] == 3
@@ -85,7 +91,9 @@ def test_collectives_act_over_shards(devices):
         out_specs=(P(), P(), P(AXIS)),
         check_vma=False,
     )
-    mapped = jax.pmap(collectives, axis_name=AXIS, in_axes=(0, None), out_axes=(None, None, 0), devices=devices)
+    mapped = jax.pmap(
+        collectives, axis_name=AXIS, in_axes=(0, None), out_axes=(None, None, 0), devices=devices
+    )
     noise = [jax.random.uniform(jax.random.fold_in(key, i), (1,)) for i in range(8)]
     for total, gathered, drawn in (jax.jit(by_map)(x, key), mapped(x.reshape(8, 2), key)):
         assert total == 120

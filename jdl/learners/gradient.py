@@ -85,14 +85,26 @@ def gradient(task: Task, tx: optax.GradientTransformation, *, accumulate: int = 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         key = local_key(jax.random.fold_in(state.key, state.step))
 
+        def whole(params: PyTree) -> Any:
+            """Loss and gradient of the whole batch, and what came with them."""
+            sums, changed = value_and_grad(params, state.collections, batch, key)
+            total, weight, metrics, grads = psum(sums)
+            grads = jax.tree.map(lambda g: g / _nonzero(weight).astype(g.dtype), grads)
+            return total / _nonzero(weight), grads, (total, weight, metrics, changed)
+
+        # Derived by JAX, the gradient of a sum over shards would be that of a shard, and a line search that
+        # goes by it would take other steps on other devices, which then wait for one another for ever.
+        @jax.custom_vjp
         def recompute(params: PyTree) -> Array:
             total, weight = psum(value(params, state.collections, batch, key)[0])
             return total / _nonzero(weight)
 
-        sums, changed = value_and_grad(state.params, state.collections, batch, key)
-        total, weight, metrics, grads = psum(sums)
-        loss = total / _nonzero(weight)
-        grads = jax.tree.map(lambda g: g / _nonzero(weight).astype(g.dtype), grads)
+        recompute.defvjp(
+            lambda params: whole(params)[:2],
+            lambda grads, cotangent: (jax.tree.map(lambda g: g * cotangent.astype(g.dtype), grads),),
+        )
+
+        loss, grads, (total, weight, metrics, changed) = whole(state.params)
         updates, opt_state = optimizer.update(
             grads, state.opt_state, state.params, value=loss, grad=grads, value_fn=recompute
         )

@@ -22,7 +22,7 @@ def path_name(path: Any) -> str:
 
 
 def label_by_path(patterns: Mapping[str, str]) -> Callable[[PyTree], PyTree]:
-    """Labels for `optax.multi_transform`: each parameter gets the label of the first pattern found in its path.
+    """Labels for `optax.multi_transform`: the label of the first pattern found in a parameter's path.
 
     Args:
         patterns: labels to regular expressions, in order of precedence; end with ``".*"`` for the rest.
@@ -73,7 +73,7 @@ def mask_by_path(pattern: str) -> Callable[[PyTree], PyTree]:
 
 
 def decays(params: PyTree) -> PyTree:
-    """The usual mask for weight decay: True for products and convolutions, False for biases, norms, embeddings.
+    """The usual mask for weight decay: products and convolutions, not biases, norms or embeddings.
 
     That is, parameters of two axes or more (beside none that ends in "embedding", "bias" or "scale").
 

@@ -14,7 +14,7 @@ from jdl.core import FAULTS, Array, Batch, Learner, Mean, Metrics, PyTree, Varia
 
 
 class Averaged(NamedTuple):
-    """State of `averaged`: the learner's own, the decayed sum of its variables, and the sum of the weights."""
+    """State of `averaged`: the learner's own, the decayed sum of its variables, and of the weights."""
 
     learner: PyTree
     total: Variables
@@ -157,7 +157,7 @@ def sweep(make: Callable[..., Learner], points: Mapping[str, Any]) -> Learner:
 
     Args:
         make: builds a learner from a point's values, which are traced scalars: those may stand wherever
-            arithmetic is done with them (learning rate, weight decay, ...), not where a shape depends on them.
+            arithmetic is done with them (learning rate, weight decay), not where a shape depends on them.
         points: names to arrays of n values each, such as `grid` makes.
 
     Returns:
@@ -183,7 +183,9 @@ def sweep(make: Callable[..., Learner], points: Mapping[str, Any]) -> Learner:
     points = {name: jnp.asarray(values) for name, values in points.items()}
     sizes = {name: values.shape[0] if values.ndim else 0 for name, values in points.items()}
     if not sizes or len(set(sizes.values())) != 1 or 0 in sizes.values():
-        raise ValueError(f"a sweep needs arrays of one equal length, at least 1, a hyperparameter; got {sizes}")
+        raise ValueError(
+            f"a sweep needs arrays of one equal length, at least 1, a hyperparameter; got {sizes}"
+        )
     n = next(iter(sizes.values()))
     # The functions that take no hyperparameter are the same at every point.
     any_point = make(**{name: values[0] for name, values in points.items()})

@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen
 
 from jdl.nn import Conv, Dense, as_float, avg_pool, max_pool
+from jdl.nn.convolution import convolve
 
 # Table I of the paper: which of the 6 maps of S2 each of the 16 maps of C3 sees.
 C3_CONNECTIONS = (
@@ -56,7 +57,7 @@ class PartialConv(linen.Module):
         full = full.reshape(5, 5, 6, 16).astype(x_BHWC.dtype)
         bias = self.param("bias", linen.initializers.zeros, (1, 1, 1, 16)).astype(x_BHWC.dtype)
         dimensions = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x_BHWC, full, (1, 1), "VALID", dimension_numbers=dimensions) + bias
+        return convolve(x_BHWC, full, (1, 1), "VALID", dimension_numbers=dimensions) + bias
 
 
 def output_codes(num_classes: int) -> np.ndarray:
@@ -104,7 +105,9 @@ class LeNet5(linen.Module):
     def __call__(self, inputs: jax.Array, train: bool = False) -> jax.Array:
         """Images [B, 32, 32, C] to logits [B, num_classes]."""
         if inputs.ndim != 4 or inputs.shape[1:3] != (32, 32):
-            raise ValueError(f"LeNet5 takes images [batch, 32, 32, channels]; got shape {tuple(inputs.shape)}")
+            raise ValueError(
+                f"LeNet5 takes images [batch, 32, 32, channels]; got shape {tuple(inputs.shape)}"
+            )
         x = as_float(inputs, self.dtype)
         if self.layout == "modern":
             return self._modern(x)
@@ -129,8 +132,9 @@ class LeNet5(linen.Module):
         x = x.reshape(x.shape[0], -1)
         x = scaled_tanh(Dense(120, dtype=self.dtype, name="C5")(x))
         x = scaled_tanh(Dense(84, dtype=self.dtype, name="F6")(x))
-        codes = jnp.asarray(output_codes(self.num_classes), x.dtype)
-        distances = jnp.square(x[:, None, :] - codes[None]).sum(-1)
+        codes = output_codes(self.num_classes)
+        # In float32: the distances are near 84, where bfloat16 steps by a half.
+        distances = jnp.square(x.astype(jnp.float32)[:, None, :] - codes[None]).sum(-1)
         return -distances / 2
 
 

@@ -20,7 +20,9 @@ def as_float(x: jax.Array, dtype: Any = None) -> jax.Array:
     return x.astype(dtype)
 
 
-def flat_dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None) -> jax.Array:
+def flat_dot_general(
+    x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None
+) -> jax.Array:
     """`lax.dot_general` of x [..., D] and kernel [D, F] as one product of two matrices.
 
     Leading axes are merged first, because the backward pass of a product over several leading axes
@@ -29,9 +31,7 @@ def flat_dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, pr
     last_with_first = (((x.ndim - 1,), (0,)), ((), ()))
     if x.ndim <= 2 or kernel.ndim != 2 or dimension_numbers != last_with_first:
         return lax.dot_general(x, kernel, dimension_numbers, precision=precision)
-    flat = lax.dot_general(
-        x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), precision=precision
-    )
+    flat = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), precision=precision)
     return flat.reshape(*x.shape[:-1], kernel.shape[-1])
 
 

@@ -19,7 +19,8 @@ class BatchNorm(linen.Module):
 
     y = (x - mean) / sqrt(variance + epsilon) * scale + bias, with the batch's statistics in training and
     running ones otherwise. Where the batch is split by hand (`shard_map`, `pmap`) the sums are added over
-    `core.AXIS`; under `jit` they are global already. Statistics are computed in float32. Names follow
+    `core.AXIS`; under `jit` they are global already. Statistics are computed in float32; the variance
+    that is remembered is the batch's own, as in Linen (PyTorch remembers n / (n - 1) times it). Names follow
     Linen's: parameters ``scale``, ``bias``, collection ``batch_stats`` with ``mean``, ``var``.
 
     Attributes:
@@ -66,10 +67,12 @@ class BatchNorm(linen.Module):
         mean_C = self.variable("batch_stats", "mean", jnp.zeros, (C,), jnp.float32)
         var_C = self.variable("batch_stats", "var", jnp.ones, (C,), jnp.float32)
         if train:
-            mean, var = self._batch_statistics(x, mask)
+            mean, var, count = self._batch_statistics(x, mask)
             if not self.is_initializing():
-                mean_C.value = self.momentum * mean_C.value + (1 - self.momentum) * mean
-                var_C.value = self.momentum * var_C.value + (1 - self.momentum) * var
+                # A batch that is all masked teaches nothing.
+                kept = jnp.where(count > 0, self.momentum, 1.0)
+                mean_C.value = kept * mean_C.value + (1 - kept) * mean
+                var_C.value = kept * var_C.value + (1 - kept) * var
         else:
             mean, var = mean_C.value, var_C.value
         # One multiply and one add for each element: the rest is done on C numbers.
@@ -84,17 +87,21 @@ class BatchNorm(linen.Module):
         return (x * a.reshape(*ones, C) + b.reshape(*ones, C)).astype(dtype)
 
     @staticmethod
-    def _batch_statistics(x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Mean and (biased) variance [C] over all axes but the last, and over the devices."""
+    def _batch_statistics(x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Mean and (biased) variance [C] over all axes but the last and all devices, and their weight."""
         x = x.astype(jnp.float32)
         axes = tuple(range(x.ndim - 1))
         if mask is None:
-            weights, count = jnp.ones((1,) * x.ndim, jnp.float32), jnp.asarray(x.size / x.shape[-1], jnp.float32)
+            weights, count = (
+                jnp.ones((1,) * x.ndim, jnp.float32),
+                jnp.asarray(x.size / x.shape[-1], jnp.float32),
+            )
         else:
             weights = jnp.broadcast_to(mask.astype(jnp.float32), x.shape[:-1])[..., None]
             count = weights.sum()
-        count = jnp.maximum(core.psum(count), 1e-9)
-        mean = core.psum((x * weights).sum(axes)) / count
+        count = core.psum(count)
+        divisor = jnp.maximum(count, 1e-9)
+        mean = core.psum((x * weights).sum(axes)) / divisor
         centred = x - mean.reshape((1,) * (x.ndim - 1) + (-1,))
-        var = core.psum((jnp.square(centred) * weights).sum(axes)) / count
-        return mean, var
+        var = core.psum((jnp.square(centred) * weights).sum(axes)) / divisor
+        return mean, var, count

@@ -1,4 +1,4 @@
-"""From a module to the functions that tasks are made of: the one place outside the models that knows Linen's calls.
+"""From a module to the functions that tasks are made of: the only one to know Linen's calls.
 
 A module is anything with Linen's two methods, ``init(rngs, inputs, train=...)`` and ``apply(variables,
 inputs, train=..., rngs=..., mutable=...)``; `jdl.interop.from_nnx` gives them to an NNX model.
@@ -74,7 +74,9 @@ def activations(module: Any, variables: Variables, inputs: Any) -> dict[str, Any
         >>> {name: x.shape for name, x in seen.items()}
         {'Dense_0': (2, 8), 'Dense_1': (2, 3)}
     """
-    _, captured = module.apply(variables, inputs, train=False, capture_intermediates=True, mutable=["intermediates"])
+    _, captured = module.apply(
+        variables, inputs, train=False, capture_intermediates=True, mutable=["intermediates"]
+    )
     found: dict[str, Any] = {}
 
     def collect(tree: Any, path: str) -> None:

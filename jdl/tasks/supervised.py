@@ -95,6 +95,8 @@ def classification_score(logits: Array, batch: Batch, *, label_smoothing: float 
     logits = logits.astype(jnp.float32)
     labels, C = jnp.asarray(batch["labels"]), logits.shape[-1]
     soft = jnp.issubdtype(labels.dtype, jnp.floating)
+    if not soft:
+        labels = labels.astype(jnp.int32)  # the number of classes may not fit into bytes
     expected = logits.shape if soft else logits.shape[:-1]
     if labels.shape != expected:
         raise ValueError(
@@ -156,20 +158,26 @@ def regression(module: Any, *, loss: Literal["squared", "absolute", "huber"] = "
     def score(outputs: Array, batch: Batch) -> Metrics:
         labels = jnp.asarray(batch["labels"])
         if outputs.shape != labels.shape:
-            raise ValueError(f"outputs of shape {outputs.shape} and labels of shape {labels.shape} must agree")
+            raise ValueError(
+                f"outputs of shape {outputs.shape} and labels of shape {labels.shape} must agree"
+            )
         error = outputs.astype(jnp.float32) - labels.astype(jnp.float32)
-        weights = example_weights(batch)
+        weights = _position_weights(batch, labels.shape[:1])
 
         def mean(values: Array) -> Mean:
             return weighted(values.reshape(values.shape[0], -1).mean(-1), weights)
 
-        return {"loss": mean(losses[loss](error)), "mse": mean(jnp.square(error)), "mae": mean(jnp.abs(error))}
+        return {
+            "loss": mean(losses[loss](error)),
+            "mse": mean(jnp.square(error)),
+            "mae": mean(jnp.abs(error)),
+        }
 
     return supervised(module, score)
 
 
 def _position_weights(batch: Batch, shape: tuple[int, ...]) -> Array:
-    """The batch's weights as an array of ``shape`` [B, ...]; a weight [B] counts each position of an example."""
+    """The batch's weights as an array of ``shape`` [B, ...]; a weight [B] counts each of its positions."""
     weights = example_weights(batch)
     if weights.ndim > len(shape) or weights.shape != shape[: weights.ndim]:
         raise ValueError(f"weights of shape {weights.shape} do not fit positions of shape {shape}")
@@ -180,8 +188,12 @@ def _check_labels(task: Task, batch: Batch) -> None:
     """Raises ValueError, in words, for a concrete batch that `classification` cannot take."""
     for name in ("inputs", "labels"):
         if name not in batch:
-            raise ValueError(f'classification needs a batch with "inputs" and "labels"; it has {sorted(batch)}')
+            raise ValueError(
+                f'classification needs a batch with "inputs" and "labels"; it has {sorted(batch)}'
+            )
     labels = np.asarray(batch["labels"])
+    if not np.issubdtype(labels.dtype, np.integer) and not np.issubdtype(labels.dtype, np.floating):
+        raise ValueError(f"labels must be integers or probabilities; got {labels.dtype}")
     logits = jax.eval_shape(
         lambda batch: task.predict(task.init(jax.random.key(0), batch), batch["inputs"]), dict(batch)
     )
@@ -193,8 +205,6 @@ def _check_labels(task: Task, batch: Batch) -> None:
                 f"{logits.shape[:-1]}, or probabilities of shape {logits.shape}"
             )
         return
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels must be integers or probabilities; got {labels.dtype}")
     if labels.shape != logits.shape[:-1]:
         raise ValueError(f"labels of shape {labels.shape} do not fit logits of shape {logits.shape}")
     outside = (labels < 0) | (labels >= C)

@@ -1,13 +1,15 @@
 """The host's side of training: the loop, checkpoints, history, devices."""
 
 from jdl.train.checkpoint import CheckpointError, CheckpointMismatch, Checkpoints, Restored
-from jdl.train.fit import Fault, Fitted, Interrupted, fit
+from jdl.train.fit import Fault, Fitted, Interrupted, Logger, fit
 from jdl.train.history import History, read_lines
-from jdl.train.loggers import ProgressBar, TensorBoard, print_lines
+from jdl.train.hosts import connect
+from jdl.train.loggers import LiveCurves, ProgressBar, TensorBoard, print_lines
 from jdl.train.mesh import batch_sharding, distributed, make_mesh, state_shardings
 from jdl.train.plots import plot_history, save_history
-from jdl.train.run import ResumeError, Run
+from jdl.train.run import Loaded, ResumeError, Run, load
 from jdl.train.runtime import prepare
+from jdl.train.summary import Layer, Summary, summary
 
 __all__ = [
     "CheckpointError",
@@ -17,14 +19,21 @@ __all__ = [
     "Fitted",
     "History",
     "Interrupted",
+    "Layer",
+    "LiveCurves",
+    "Loaded",
+    "Logger",
     "ProgressBar",
     "Restored",
     "ResumeError",
     "Run",
+    "Summary",
     "TensorBoard",
     "batch_sharding",
+    "connect",
     "distributed",
     "fit",
+    "load",
     "make_mesh",
     "plot_history",
     "prepare",
@@ -32,4 +41,5 @@ __all__ = [
     "read_lines",
     "save_history",
     "state_shardings",
+    "summary",
 ]

@@ -353,34 +353,39 @@ def _finish() -> None:
 getattr(threading, "_register_atexit", lambda function: None)(_finish)
 
 
-def read_meta(directory: str | os.PathLike[str], step: int | None = None) -> dict[str, Any]:
-    """What the caller saved beside the state of ``step`` (None: the latest), without reading arrays.
+def read_meta(directory: str | os.PathLike[str], step: int | str = "latest") -> dict[str, Any]:
+    """What the caller saved beside the state of ``step`` (as in `load`), without reading arrays.
 
     Raises:
         CheckpointError: if it is not there, or damaged.
     """
-    return _about(_find(_absolute(directory), "latest" if step is None else step))["meta"]
+    return _about(_find(_absolute(directory), step))["meta"]
 
 
-def load(directory: str | os.PathLike[str], step: int | str = "best") -> tuple[PyTree, dict[str, Any]]:
-    """A checkpoint's state and meta without a template: for use long after the run. Changes nothing on disk.
+def load(
+    directory: str | os.PathLike[str], step: int | str = "best", like: PyTree | None = None
+) -> tuple[PyTree, dict[str, Any]]:
+    """A checkpoint's state and meta, for use long after the run. Changes nothing on disk.
 
     Args:
         directory: where the checkpoints are.
         step: a step, ``"latest"``, or ``"best"``, which is the latest where no score was saved.
+        like: as in `Checkpoints.restore`; no template is needed.
 
     Returns:
-        The state as nested dictionaries of numpy arrays (tuples have keys "0", "1", ...), and the meta.
+        The state, without a template as nested dictionaries of numpy arrays (tuples have keys "0", "1",
+        ...), and the meta.
 
     Raises:
         CheckpointError: if it is not there, or damaged.
+        CheckpointMismatch: if ``like`` is the state of another model.
     """
     path = _find(_absolute(directory), step)
     with _explained(f"step {path.name} in {path.parent} could not be read"):
         fault = _fault(path)
     if fault is not None:
         raise CheckpointError(f"The checkpoint of step {path.name} in {path.parent} is damaged: {fault}.")
-    return _read(path, None)
+    return _read(path, like)
 
 
 def _find(directory: Path, step: int | str) -> Path:
@@ -528,11 +533,12 @@ def _describe(path: tuple[str, ...], x: Any) -> dict[str, Any]:
 
 
 def _read(path: Path, like: PyTree | None) -> tuple[PyTree, dict[str, Any]]:
+    """The state and the meta of a checkpoint whose files are known to be good."""
     about = _about(path)
-    leaves = {tuple(leaf["path"]): leaf for leaf in about["leaves"]}
+    meta, leaves = about["meta"], {tuple(leaf["path"]): leaf for leaf in about["leaves"]}
     templates = dict.fromkeys(leaves, np.empty(0)) if like is None else _flatten(like)
     if like is not None:
-        _match(f"step {path.name} in {path.parent}", leaves, templates)
+        _match(f"Step {path.name} in {path.parent}", leaves, templates)
     asked = [(str(i), leaf, templates.get(name)) for i, (name, leaf) in enumerate(leaves.items())]
     how = {i: _how(leaf, x) for i, leaf, x in asked if 0 not in leaf.get("shape", [0])}
     arrays = {}
@@ -543,9 +549,7 @@ def _read(path: Path, like: PyTree | None) -> tuple[PyTree, dict[str, Any]]:
         found = [_decode(leaf, arrays.get(i), x) for i, leaf, x in asked]
     values = dict(zip(leaves, found, strict=True))
     if like is not None:
-        return jax.tree.unflatten(jax.tree.structure(like), [values[name] for name in templates]), about[
-            "meta"
-        ]
+        return jax.tree.unflatten(jax.tree.structure(like), [values[name] for name in templates]), meta
     root: dict[str, Any] = {}
     for name, value in values.items():
         node = root
@@ -553,25 +557,25 @@ def _read(path: Path, like: PyTree | None) -> tuple[PyTree, dict[str, Any]]:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = value
-    return root.get("", {}), about["meta"]
+    return root.get("", {}), meta
 
 
-def _match(
-    what: str, leaves: Mapping[tuple[str, ...], Any], templates: Mapping[tuple[str, ...], Any]
-) -> None:
+def _match(what: str, leaves: Mapping[tuple[str, ...], Any], like: Mapping[tuple[str, ...], Any]) -> None:
     """Raises CheckpointMismatch unless both have the same leaves, in any order."""
-    have = {path: f"{leaf['dtype']}{leaf.get('shape', '')}" for path, leaf in leaves.items()}
-    have = {path: words for path, words in have.items() if words != HOLLOW}
-    asked = {path: _describe(path, x) for path, x in templates.items()}
-    want = {path: f"{leaf['dtype']}{leaf.get('shape', '')}" for path, leaf in asked.items()}
+    have = {path: _words(leaf) for path, leaf in leaves.items() if leaf["dtype"] != HOLLOW}
+    want = {path: _words(_describe(path, x)) for path, x in like.items()}
     wrong = [path for path in {**want, **have} if have.get(path) != want.get(path)]
     if wrong:
         each = [
-            f"{'/'.join(path)}: {have.get(path, 'nothing')} stored, {want.get(path, 'nothing')} asked"
+            f"{'/'.join(path)}: {have.get(path, HOLLOW)} stored, {want.get(path, HOLLOW)} asked"
             for path in wrong[:5]
         ]
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise CheckpointMismatch(f"{what} is the state of another model ({'; '.join(each)}{more})")
+        raise CheckpointMismatch(f"{what} is the state of another model ({'; '.join(each)}{more}).")
+
+
+def _words(leaf: dict[str, Any]) -> str:
+    return f"{leaf['dtype']}{leaf.get('shape', '')}"
 
 
 def _sharding(like: Any) -> jax.sharding.Sharding | None:
@@ -596,9 +600,8 @@ def _decode(leaf: dict[str, Any], array: Any, like: Any) -> Any:
             one = np.asarray(jax.random.key_data(jax.random.key(0, impl=leaf["impl"])))
             array = np.broadcast_to(one, (*leaf["shape"], *one.shape))
         # Under jit, numpy goes to any sharding, of one process or many.
-        return jax.jit(partial(jax.random.wrap_key_data, impl=leaf["impl"]), out_shardings=_sharding(like))(
-            array
-        )
+        wrap = partial(jax.random.wrap_key_data, impl=leaf["impl"])
+        return jax.jit(wrap, out_shardings=_sharding(like))(array)
     if array is None:
         array = np.zeros(leaf["shape"], jnp.dtype(leaf["dtype"]))
     if isinstance(like, np.generic):

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -34,7 +35,7 @@ def place(batch: Any, mesh: Mesh) -> Any:
 
 
 class Feed:
-    """Host batches computed and placed ahead of their use, in order.
+    """Host batches computed and placed ahead of their use, in order, on two threads.
 
     An error raised by the function comes out of `get` for the step that it belongs to.
     """
@@ -50,8 +51,15 @@ class Feed:
 
     def _enqueue(self) -> None:
         if self._next < self._stop:
-            self._queue.append((self._next, self._pool.submit(self._batches, self._next)))
+            self._queue.append((self._next, self._pool.submit(self._make, self._next)))
             self._next += 1
+
+    def _make(self, step: int) -> Any:
+        try:
+            return place(self._batches(step), self._mesh)
+        except Exception as error:
+            error.add_note(f"while making the batch of step {step + 1}, batches({step})")
+            raise
 
     def get(self, step: int) -> Any:
         """The batch of a step, on the devices. Steps come one after another.
@@ -59,12 +67,18 @@ class Feed:
         Raises:
             RuntimeError: if ``step`` is not the next one.
         """
-        expected, future = self._queue.popleft()
-        if expected != step:
-            raise RuntimeError(f"batches come in order: expected step {expected}, got {step}")
+        if not self._queue or self._queue[0][0] != step:
+            raise RuntimeError(f"batches come in order and end with step {self._stop - 1}; got {step}")
+        _, future = self._queue.popleft()
         self._enqueue()
-        return place(future.result(), self._mesh)
+        return future.result()
 
-    def close(self) -> None:
-        """Stops the threads."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stops the threads, once they are done with the batches they are at."""
+        self._pool.shutdown(cancel_futures=True)

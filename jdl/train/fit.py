@@ -7,43 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import sys
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jdl.core import FAULTS, Learner, Metrics, PyTree, Variables, objective, summarize
-from jdl.train.checkpoint import Checkpoints, Restored
-from jdl.train.clock import Clock
-from jdl.train.feed import Feed, is_resident, place
-from jdl.train.history import History, Record, to_json
+from jdl.core import Learner, PyTree, Variables
+from jdl.train.feed import place
+from jdl.train.history import History
 from jdl.train.hosts import peers
+from jdl.train.loop import Evaluator, Logger, Loop, Plan
 from jdl.train.mesh import Mode, check_batch, make_mesh
-from jdl.train.program import Found, Program, build
-from jdl.train.run import Run
-
-Logger = Callable[[Record], None]
-Evaluator = Callable[[Callable[[Any], Any], Any], Mapping[str, float]]
-
-DISPATCH_SECONDS = 0.1
-"""Time that one dispatch of several steps should take: long beside the host's work, short beside a person's."""
-
-
-class Fault(RuntimeError):
-    """A step whose loss, gradient or parameters are not finite, or whose batch cannot be learnt from."""
-
-
-class Interrupted(SystemExit):
-    """Training was told to stop (SIGINT, SIGTERM), saved its state and left."""
+from jdl.train.program import build, first_batch, is_device_side
+from jdl.train.run import Run, machine
+from jdl.train.stopping import Fault, Interrupted, Signals, Watch
 
 
 class Fitted(NamedTuple):
@@ -135,338 +114,116 @@ def fit(
         >>> fitted.history.last("evaluation")["accuracy"] > 0.9
         True
     """
-    _check_arguments(steps, evaluate_every, log_every, patience)
-    monitor = monitor or learner.monitor
-    way, metric = objective(monitor)
-    if evaluation is None:
-        sets = {}
-    else:
-        sets = dict(evaluation) if isinstance(evaluation, Mapping) else {"evaluation": evaluation}
-    if patience is not None and not sets:
-        raise ValueError("patience needs an evaluation set to watch")
+    _check_numbers(steps=steps, evaluate_every=evaluate_every, log_every=log_every, patience=patience)
+    sets = _named_sets(evaluation)
+    watch = Watch(monitor or learner.monitor, patience)
+    _check_patience(patience, sets, run)
+    if evaluators and jax.process_count() > 1:
+        raise ValueError("evaluators need one process: of several, each sees its own rows of a set")
     mesh = make_mesh(mesh)
-    key = jax.random.key(key) if isinstance(key, int) else key
+    key = key if isinstance(key, jax.Array) else jax.random.key(key)
 
-    resident = is_resident(batches) and jax.process_count() == 1
-    first = jax.device_get(jax.jit(_call)(batches, 0)) if is_resident(batches) else batches(0)
-    check_batch(first, mesh, jax.process_count())
-    learner.check(first)
-    copied = NamedSharding(mesh, P())
-    if resident:
-        batches = jax.device_put(batches, copied)
-    if jax.process_count() == 1:
-        sets = {name: jax.device_put(s, copied) if is_resident(s) else s for name, s in sets.items()}
-    program = build(learner, key, batches, place(first, mesh), mesh, mode, several_steps)
-    loop = _Loop(
-        learner=learner,
-        program=program,
-        batches=batches,
-        resident=resident,
-        mesh=mesh,
-        steps=steps,
-        sets=sets,
-        evaluators=evaluators,
-        evaluate_every=evaluate_every or math.ceil(steps / 10),
-        log_every=log_every or math.ceil(steps / 100),
-        metric=metric,
-        better=np.greater if way == "max" else np.less,
-        over_points=np.nanmax if way == "max" else np.nanmin,
-        patience=patience,
-        run=run,
-        loggers=loggers,
-        sums=program.zeros,
-    )
+    first = _checked_first("training", batches, learner, mesh)
+    firsts = {name: _checked_first(f"the evaluation set {name!r}", s, learner, mesh) for name, s in sets.items()}
+    batches = _on_devices(batches, mesh)
+    sets = {name: _on_devices(s, mesh) for name, s in sets.items()}
+    both = {name: (sets[name], place(firsts[name], mesh)) for name in sets}
+    program = build(learner, key, batches, place(first, mesh), both, mesh, mode, several_steps)
+    _check_monitor(watch.metric, program.measures, evaluators)
+
     with contextlib.ExitStack() as stack:
-        if run is not None:
-            loop.checkpoints = stack.enter_context(run.checkpoints(monitor, loop.tell))
-        stack.enter_context(loop.signals())
+        loop = Loop(
+            program=program,
+            batches=batches,
+            sets=sets,
+            evaluators=evaluators,
+            mesh=mesh,
+            plan=Plan(
+                steps,
+                evaluate_every or math.ceil(steps / 10),
+                log_every or math.ceil(steps / 100),
+                run.save_every if run else None,
+            ),
+            watch=watch,
+            signals=stack.enter_context(Signals()),
+            loggers=loggers,
+            run=run,
+            machine=machine(mesh, mode),
+        )
         stack.enter_context(peers())
-        return loop.go()
+        if run is not None:
+            loop.checkpoints = stack.enter_context(run.checkpoints(watch.monitor, loop.tell))
+        loop.go()
+        variables = loop.variables()
+        predict = jax.tree_util.Partial(learner.predict, variables)
+        return Fitted(loop.state, variables, predict, loop.history, loop.step, watch.best, loop.reason())
 
 
-def _call(batches: Any, step: Any) -> Any:
-    return batches(step)
-
-
-def _check_arguments(steps: int, evaluate_every: int | None, log_every: int | None, patience: int | None) -> None:
-    for name, value in {
-        "steps": steps, "evaluate_every": evaluate_every, "log_every": log_every, "patience": patience
-    }.items():  # fmt: skip
+def _check_numbers(**numbers: int | None) -> None:
+    for name, value in numbers.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1; got {value}")
 
 
-@dataclass
-class _Loop:
-    """The loop's data between two dispatches. Step n is the n-th: `step` counts those dispatched."""
-
-    learner: Learner
-    program: Program
-    batches: Any
-    resident: bool
-    mesh: Mesh
-    steps: int
-    sets: Mapping[str, Any]
-    evaluators: Sequence[Evaluator]
-    evaluate_every: int
-    log_every: int
-    metric: str
-    better: Callable[[Any, Any], Any]
-    over_points: Callable[[Any], Any]
-    patience: int | None
-    run: Run | None
-    loggers: Sequence[Logger]
-    sums: Metrics
-    state: PyTree = None
-    step: int = 0
-    history: History = field(default_factory=History)
-    best: dict[str, Any] = field(default_factory=dict)
-    best_variables: Variables | None = None
-    score: tuple[int, float] = (-1, math.nan)
-    waited: int = 0
-    checkpoints: Checkpoints | None = None
-    signal: int = 0
-    pending: _Pending | None = None
-    clock: _Clock = field(default_factory=Clock)
-
-    def go(self) -> Fitted:
-        """All steps from where the run stands."""
-        self._start()
-        feed = None if self.resident else Feed(self.batches, self.mesh, self.step, self.steps)
-        try:
-            while self.step < self.steps and not self._out_of_patience():
-                self._dispatch(self.batches if feed is None else feed.get(self.step))
-                if self.step % self.evaluate_every == 0 or self.step == self.steps:
-                    self._evaluate()
-                elif self.run and self.run.save_every and self.step % self.run.save_every == 0:
-                    self._save()
-                if self.signal:
-                    self._leave()
-        finally:
-            if feed is not None:
-                feed.close()
-        return self._finish()
-
-    def _start(self) -> None:
-        """Takes up the newest good checkpoint, or the initial state."""
-        restored = self._restore()
-        if restored is None:
-            self.state = self.program.init()
-        else:
-            self._resume(restored)
-        if self.run and jax.process_index() == 0:
-            self.run.begin(self.history)
-        if restored is None:
-            self._evaluate(save=False)
-
-    def _restore(self, step: int | None = None) -> Restored | None:
-        if self.checkpoints is None:
-            return None
-        copied = NamedSharding(self.mesh, P())
-        sums = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=copied), self.program.zeros)
-        return self.checkpoints.restore({"state": self.program.state, "sums": sums}, step)
-
-    def _resume(self, restored: Restored) -> None:
-        assert self.run is not None
-        notice = self.run.check(restored.meta)
-        self.state, self.sums = restored.state["state"], restored.state["sums"]
-        self.step, self.history = restored.step, History(restored.meta["history"])
-        self.best = restored.meta["progress"]["best"]
-        self.waited = restored.meta["progress"]["waited"]
-        self.tell("; ".join(filter(None, [f"going on from step {self.step} of {self.steps} in {self.run.folder}", notice])))
-
-    def _dispatch(self, source: Any) -> None:
-        """Sends the next steps to the devices, then looks at what those before came to."""
-        stop = min(self.step + self._steps_at_once(), self._next_boundary())
-        self.state, self.sums, found = self.program.advance(self.state, self.sums, source, self.step, stop)
-        self._settle()
-        log = stop % self.log_every == 0 or stop == self.steps
-        self.pending = _Pending(stop, stop - self.step, found, self.sums, log)
-        self.step = stop
-        if log:
-            self.sums = self.program.zeros
-
-    def _steps_at_once(self) -> int:
-        return self.clock.steps_in(DISPATCH_SECONDS) if self.program.steps_at_once else 1
-
-    def _next_boundary(self) -> int:
-        """The next step after which the host has something to do."""
-        every = [self.evaluate_every, self.log_every]
-        if self.run and self.run.save_every:
-            every.append(self.run.save_every)
-        return min(self.steps, *[(self.step // n + 1) * n for n in every])
-
-    def _settle(self) -> None:
-        """Waits for the dispatch before: raises if a step was at fault, and logs."""
-        if self.pending is None:
-            return
-        done, self.pending = self.pending, None
-        at_fault = int(done.found.step)
-        if at_fault >= 0:
-            raise Fault(self._describe(at_fault, jax.device_get(done.found.faults)))
-        self.clock.tick(done.steps)
-        if done.log:
-            rate = {"steps_per_second": self.clock.rate_since_log()}
-            self._record({"step": done.step, "split": "train", **summarize(done.sums), **rate})
-        elif self.clock.progress_due():
-            self._log({"step": done.step, "split": "progress", "steps": self.steps, **summarize(done.sums)})
-
-    def _evaluate(self, save: bool = True) -> None:
-        """Evaluates every set, and remembers whether this is the best so far."""
-        self._settle()
-        with self.clock.stopped():
-            if self.sets:
-                variables = self.program.variables(self.state)
-                for name, batches in self.sets.items():
-                    self._record(self._measure(name, batches, variables))
-                self._compare(variables)
-            if save:
-                self._save()
-
-    def _measure(self, name: str, batches: Any, variables: Variables) -> Record:
-        metrics = self.program.evaluate(variables, batches)
-        faults = {what: n for what, n in jax.device_get(metrics.get(FAULTS, {})).items() if n}
-        if faults:
-            raise Fault(f"evaluation of {name!r}: {_in_words(faults)}")
-        record = {"step": self.step, "split": name, **summarize(metrics)}
-        predict = jax.tree_util.Partial(self.program.predict, variables)
-        for evaluator in self.evaluators:
-            record.update(evaluator(predict, batches))
-        return record
-
-    def _compare(self, variables: Variables) -> None:
-        record = self.history.last(next(iter(self.sets)))
-        if self.metric not in record:
-            raise ValueError(f"monitor names {self.metric!r}, and evaluation measures {', '.join(list(record)[2:])}")
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-            value = float(self.over_points(np.asarray(record[self.metric], np.float64)))
-        self.score = (self.step, value)
-        if not math.isnan(value) and (not self.best or self.better(value, self.best["value"])):
-            self.best, self.waited = {"step": self.step, "value": value}, 0
-            if self.patience is not None and self.checkpoints is None:
-                # A copy: the variables may be the state's own arrays, whose memory the next step takes.
-                self.best_variables = jax.tree.map(jnp.copy, variables)
-        else:
-            self.waited += 1
-
-    def _out_of_patience(self) -> bool:
-        return self.patience is not None and self.waited >= self.patience
-
-    def _save(self, wait: bool = False) -> None:
-        """Commits the state to a checkpoint; every step up to it is known to be finite."""
-        self._settle()
-        if self.run is None or self.checkpoints is None:
-            return
-        meta = self.run.meta({"best": self.best, "waited": self.waited}, self.history)
-        score = self.score[1] if self.score[0] == self.step else None
-        with self.clock.stopped():
-            state = {"state": self.state, "sums": self.sums}
-            self.checkpoints.save(self.step, state, meta, score=score, wait=wait)
-
-    def _leave(self) -> None:
-        name = signal.Signals(self.signal).name
-        self._save(wait=True)
-        kept = f"its state is saved in {self.run.folder}" if self.run else "nothing was saved, for lack of a folder"
-        self.tell(f"{name}: stopped after step {self.step} of {self.steps}; {kept}")
-        raise Interrupted(128 + self.signal)
-
-    def _finish(self) -> Fitted:
-        self._settle()
-        variables = self.program.variables(self.state)
-        reason = f"all {self.steps} steps are done"
-        if self.patience is not None and self.best:
-            if self._out_of_patience():
-                reason = f"no better {self.metric} in {self.patience} evaluations since step {self.best['step']}"
-            if self.best["step"] != self.step:
-                variables = self._best_variables()
-        if self.checkpoints is not None:
-            self.checkpoints.wait()
-        predict = jax.tree_util.Partial(self.learner.predict, variables)
-        return Fitted(self.state, variables, predict, self.history, self.step, self.best, reason)
-
-    def _best_variables(self) -> Variables:
-        if self.best_variables is not None:
-            return self.best_variables
-        restored = self._restore(self.best["step"])
-        if restored is None:
-            raise RuntimeError(f"the best checkpoint, of step {self.best['step']}, is no longer there")
-        return self.program.variables(restored.state["state"])
-
-    def _describe(self, at_fault: int, faults: Mapping[str, Any]) -> str:
-        """A step at fault, in words."""
-        batch = self.program.batch(self.batches, at_fault) if self.resident else self.batches(at_fault)
-        notes = [f"step {at_fault + 1}: {_in_words(faults)}"]
-        for tree, where in ((batch, "in the batch"), (self.learner.variables(self.state)["params"], "now")):
-            names = _not_finite(tree)
-            if names:
-                more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-                notes.append(f"not finite {where}: {', '.join(names[:4])}{more}")
-        saved = self.checkpoints.latest() if self.checkpoints else None
-        if saved is not None and self.run:
-            notes.append(f"the checkpoint of step {saved} in {self.run.folder} is good")
-        notes.append("a lower learning rate, a clipped gradient or cleaner inputs are the usual cures")
-        return ". ".join(note[0].upper() + note[1:] for note in notes) + "."
-
-    def _record(self, record: Record) -> None:
-        record = to_json(record)
-        self.history.append(record)
-        if self.run and jax.process_index() == 0:
-            self.run.log(record)
-        self._log(record)
-
-    def _log(self, record: Record) -> None:
-        if jax.process_index() == 0:
-            for logger in self.loggers:
-                logger(record)
-
-    def tell(self, text: str) -> None:
-        """A sentence for the user: to the loggers, or to stderr where there are none."""
-        if self.loggers:
-            self._log({"step": self.step, "split": "message", "text": text})
-        elif jax.process_index() == 0:
-            print(text, file=sys.stderr)
-
-    @contextlib.contextmanager
-    def signals(self) -> Iterator[None]:
-        """While training, SIGINT and SIGTERM ask the loop to save and leave; a second one ends it at once."""
-        # With several processes a save needs all of them, and only one may have been told.
-        if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
-            yield
-            return
-        old = {}
-
-        def handle(number: int, frame: Any) -> None:
-            del frame
-            self.signal = number
-            signal.signal(number, old[number] or signal.SIG_DFL)
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            old[number] = signal.signal(number, handle)
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler or signal.SIG_DFL)
+def _named_sets(evaluation: Any) -> dict[str, Any]:
+    """Evaluation sets by name."""
+    if evaluation is None:
+        return {}
+    sets = dict(evaluation) if isinstance(evaluation, Mapping) else {"evaluation": evaluation}
+    for name, batches in sets.items():
+        if name in ("train", "progress", "message"):
+            raise ValueError(f"no evaluation set may be called {name!r}: records of training are")
+        if not callable(batches) or not hasattr(batches, "__len__"):
+            raise ValueError(
+                f"the evaluation set {name!r} must be batches by index with a length, such as "
+                f"jdl.data.in_order(...) gives; got {type(batches).__name__}"
+            )
+        if len(batches) == 0:
+            raise ValueError(f"the evaluation set {name!r} is empty")
+    return sets
 
 
-class _Pending(NamedTuple):
-    """A dispatch under way."""
-
-    step: int
-    steps: int
-    found: Found
-    sums: Metrics
-    log: bool
-
-
-def _in_words(faults: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} ({int(n)})" if n > 1 else name for name, n in faults.items() if n)
+def _check_patience(patience: int | None, sets: Mapping[str, Any], run: Run | None) -> None:
+    if patience is None:
+        return
+    if not sets:
+        raise ValueError("patience needs an evaluation set to watch")
+    if run is not None and run.keep_best < 1:
+        raise ValueError("patience needs the best checkpoint: keep_best must be at least 1")
 
 
-def _not_finite(tree: PyTree) -> list[str]:
-    """Paths of the floating arrays that hold an infinity or NaN."""
-    return [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, x in jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
-        if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all()
-    ]
+def _checked_first(what: str, batches: Any, learner: Learner, mesh: Mesh) -> Any:
+    """The first batch, on the host, once it is known that the mesh and the learner can take it.
+
+    Raises:
+        ValueError: in words, if they cannot.
+    """
+    if not callable(batches):
+        raise ValueError(
+            f"the batches of {what} must be a function of the step, such as jdl.data.shuffled(...) gives; "
+            f"got {type(batches).__name__}"
+        )
+    first = first_batch(batches)
+    if not isinstance(first, Mapping):
+        raise ValueError(f"a batch must be a dictionary of arrays; {what} has a {type(first).__name__}")
+    try:
+        check_batch(first, mesh, jax.process_count())
+        learner.check(first)
+    except ValueError as error:
+        error.add_note(f"(of the first batch of {what})")
+        raise
+    return first
+
+
+def _on_devices(batches: Any, mesh: Mesh) -> Any:
+    """Resident batches, copied to every device."""
+    return jax.device_put(batches, NamedSharding(mesh, P())) if is_device_side(batches) else batches
+
+
+def _check_monitor(metric: str, measures: Mapping[str, list[str]], evaluators: Sequence[Evaluator]) -> None:
+    measured = next(iter(measures.values()), [metric])
+    if metric not in measured and not evaluators:
+        raise ValueError(f"monitor names {metric!r}, and evaluation measures {', '.join(measured)}")
+
+
+__all__ = ["Evaluator", "Fault", "Fitted", "Interrupted", "Logger", "fit"]

@@ -8,6 +8,7 @@ state).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -50,16 +51,19 @@ def make_mesh(spec: str | Mesh | None = None) -> Mesh:
     sizes: dict[str, int] = {}
     for part in (spec or f"{AXIS}:-1").split(","):
         name, _, size = part.strip().partition(":")
-        if name not in (AXIS, FSDP) or name in sizes or not size.lstrip("-").isdigit() or int(size) in (0, -0):
+        if name not in (AXIS, FSDP) or name in sizes or not re.fullmatch("-1|0*[1-9][0-9]*", size):
             raise ValueError(
-                f'mesh must read like "{AXIS}:4" or "{AXIS}:4,{FSDP}:2" (-1 for all devices left); got {spec!r}'
+                f'mesh must read like "{AXIS}:4" or "{AXIS}:4,{FSDP}:2" (-1 for all devices left); '
+                f"got {spec!r}"
             )
         sizes[name] = int(size)
     known = math.prod(size for size in sizes.values() if size > 0)
     sizes = {name: size if size > 0 else max(available // known, 1) for name, size in sizes.items()}
     needed = math.prod(sizes.values())
     if needed > available:
-        raise ValueError(f"mesh {spec!r} needs {needed} devices; {available} {jax.default_backend()} devices are there")
+        raise ValueError(
+            f"mesh {spec!r} needs {needed} devices; {available} {jax.default_backend()} devices are there"
+        )
     devices = np.asarray(jax.devices()[:needed]).reshape(*sizes.values())
     return Mesh(devices, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
@@ -158,7 +162,9 @@ def distributed(step: Step, mesh: Mesh, mode: Mode, state: PyTree) -> Step:
     if mode not in ("shard_map", "pmap"):
         raise ValueError(f'mode must be "jit", "shard_map" or "pmap"; got {mode!r}')
     if mesh.axis_names != (AXIS,):
-        raise ValueError(f'mode {mode!r} splits the batch alone: the mesh must read "{AXIS}:N"; got {dict(mesh.shape)}')
+        raise ValueError(
+            f'mode {mode!r} splits the batch alone: the mesh must read "{AXIS}:N"; got {dict(mesh.shape)}'
+        )
     specs = state_specs(state, mesh)
     if mode == "shard_map":
         return jax.shard_map(
@@ -173,7 +179,9 @@ def distributed(step: Step, mesh: Mesh, mode: Mode, state: PyTree) -> Step:
 
     def on_carry(function: Callable[[Any], Any], state: PyTree) -> PyTree:
         leaves = structure.flatten_up_to(state)
-        return structure.unflatten([x if axis is None else function(x) for axis, x in zip(flat_axes, leaves, strict=True)])
+        return structure.unflatten(
+            [x if axis is None else function(x) for axis, x in zip(flat_axes, leaves, strict=True)]
+        )
 
     mapped = jax.pmap(
         step, axis_name=AXIS, in_axes=(axes, 0), out_axes=(axes, None), devices=list(mesh.devices.flat)

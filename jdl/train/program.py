@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,16 +12,23 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jdl.core import FAULTS, Learner, Metrics, PyTree, add
-from jdl.train.feed import is_resident, place
+from jdl.core import FAULTS, Learner, Metrics, PyTree, Variables, add
+from jdl.train.feed import Feed, is_resident, place
 from jdl.train.mesh import Mode, batch_sharding, distributed, state_shardings
 
 
 class Found(NamedTuple):
-    """The first step at fault of a dispatch, -1 when none was, and what was wrong with it."""
+    """The first step at fault of a dispatch.
+
+    Attributes:
+        step: its index, -1 when none was.
+        faults: what was wrong with it.
+        finite: which floating arrays of the state were finite after it, bool [n].
+    """
 
     step: jax.Array
     faults: dict[str, jax.Array]
+    finite: jax.Array
 
 
 class Program(NamedTuple):
@@ -30,136 +37,221 @@ class Program(NamedTuple):
     Attributes:
         state: shapes and shardings of the state.
         init: the state to start from.
-        advance: ``state, sums, start, stop -> state, sums, found``: steps start..stop-1, their metrics added
-            to the sums; the state's memory is reused. With batches from the host, one step.
+        advance: ``state, sums, source, start, stop -> state, sums, found``: steps start..stop-1, their metrics
+            added to the sums; the state's memory is reused. ``source`` are the batches, or where the host
+            calls them one batch, and then it is one step.
         zeros: sums of no step.
-        evaluate: ``variables, batches -> metrics`` of all of a set's batches.
-        variables: ``state -> variables``.
+        evaluate: by name of a set, ``variables -> metrics`` of all of it.
+        measures: by name of a set, the metrics that ``evaluate`` gives.
+        variables: ``state -> variables``, copied, since the next step takes the state's memory.
         predict: ``variables, inputs -> outputs``.
-        batch: ``batches, step -> batch`` on the host, of batches that live on the device.
+        batch: ``step -> batch`` on the host.
+        floats: paths of the state's floating arrays, in the order of `Found.finite`.
         steps_at_once: whether ``advance`` may do several.
+        in_turn: whether a dispatch must wait for the one before.
     """
 
     state: PyTree
     init: Callable[[], PyTree]
     advance: Callable[..., tuple[PyTree, Metrics, Found]]
     zeros: Metrics
-    evaluate: Callable[[Any, Any], Metrics]
-    variables: Callable[[PyTree], Any]
-    predict: Callable[[Any, Any], Any]
-    batch: Callable[[Any, int], Any]
+    evaluate: Mapping[str, Callable[[Variables], Metrics]]
+    measures: Mapping[str, list[str]]
+    variables: Callable[[PyTree], Variables]
+    predict: Callable[[Variables, Any], Any]
+    batch: Callable[[int], Any]
+    floats: list[str]
     steps_at_once: bool
+    in_turn: bool
 
 
 def build(
-    learner: Learner, key: jax.Array, batches: Any, first: Any, mesh: Mesh, mode: Mode, loop: bool | None
+    learner: Learner,
+    key: jax.Array,
+    batches: Any,
+    first: Any,
+    sets: Mapping[str, tuple[Any, Any]],
+    mesh: Mesh,
+    mode: Mode,
+    loop: bool | None,
 ) -> Program:
-    """Compiles lazily: nothing is compiled before its first call, and shape errors are raised here.
+    """Compiles lazily: nothing is compiled before its first call, and errors of shape are raised here.
 
     Args:
         learner: what to run.
         key: the key to start from.
         batches: batches by step: resident (placed on the mesh already), or called by the host.
         first: the batch of the first step, placed on the mesh.
+        sets: by name, evaluation batches by index and the first of them, placed on the mesh.
         mesh: the mesh.
         mode: the device mode.
         loop: whether to do several steps a dispatch; None for where the backend gains from it.
+
+    Raises:
+        ValueError: if the learner cannot take a batch.
     """
-    shapes = jax.eval_shape(learner.init, key, first)
-    shardings = state_shardings(shapes, mesh)
-    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    copied = NamedSharding(mesh, P())
-    step = distributed(learner.step, mesh, mode, shapes)
-    metrics = jax.eval_shape(step, shapes, first)[1]
-    zeros = jax.device_put(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics), copied)
-    resident = is_resident(batches) and jax.process_count() == 1
-    if loop is None:
-        loop = resident and (mesh.devices.flat[0].platform != "cpu" or not _has_convolution(step, shapes, first))
+    resident = is_device_side(batches)
     if loop and not resident:
         raise ValueError("several steps at once need batches that live on the device")
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    copied = NamedSharding(mesh, P())
+
+    with _in_words("training", first):
+        shapes = jax.eval_shape(learner.init, key, first)
+        shardings = state_shardings(shapes, mesh)
+        step = distributed(learner.step, mesh, mode, shapes)
+        jaxpr, (_, metrics) = jax.make_jaxpr(step, return_shape=True)(shapes, first)
+    if loop is None:
+        loop = resident and not (on_cpu and _has_convolution(jaxpr.jaxpr))
+    variables = jax.eval_shape(learner.variables, shapes)
+    # Programs dispatched ahead wait for one another's devices, and on several CPU devices for ever.
+    in_turn = on_cpu and mesh.size > 1
+    evaluate, measures = {}, {}
+    for name, (batches_of_set, first_of_set) in sets.items():
+        with _in_words(f"the evaluation set {name!r}", first_of_set):
+            sums = jax.eval_shape(learner.evaluate, variables, first_of_set, key)
+        measures[name] = [metric for metric in sums if metric != FAULTS]
+        evaluate[name] = _evaluator(learner, batches_of_set, _zeros(sums, copied), mesh, in_turn)
+
+    # A key as host data belongs to no device, and so to every process's.
+    key_data, implementation = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
+
+    def init(key_data: Any, batch: Any) -> PyTree:
+        return learner.init(jax.random.wrap_key_data(key_data, impl=implementation), batch)
+
+    return Program(
+        state=jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
+        ),
+        init=lambda: jax.jit(init, out_shardings=shardings)(key_data, first),
+        advance=jax.jit(
+            _advance(step, mesh, resident, loop), donate_argnums=0, out_shardings=(shardings, copied, copied)
+        ),
+        zeros=_zeros(metrics, copied),
+        evaluate=evaluate,
+        measures=measures,
+        variables=jax.jit(lambda state: jax.tree.map(jnp.copy, learner.variables(state))),
+        predict=jax.jit(learner.predict),
+        batch=lambda step: jax.device_get(_call(batches, step) if resident else batches(step)),
+        floats=[path for path, _ in _floats(shapes)],
+        steps_at_once=loop,
+        in_turn=in_turn,
+    )
+
+
+def is_device_side(batches: Any) -> bool:
+    """Whether the compiled step calls the batches itself; with several processes the host always does."""
+    return is_resident(batches) and jax.process_count() == 1
+
+
+@jax.jit
+def _call(batches: Any, i: Any) -> Any:
+    return batches(i)
+
+
+def first_batch(batches: Any) -> Any:
+    """Batch 0 on the host."""
+    return jax.device_get(_call(batches, 0) if is_resident(batches) else batches(0))
+
+
+def _advance(step: Callable[..., Any], mesh: Mesh, resident: bool, loop: bool) -> Callable[..., Any]:
+    """The function ``state, sums, source, start, stop -> state, sums, found``."""
 
     def one(state: PyTree, sums: Metrics, found: Found, batch: Any, i: Any) -> tuple[PyTree, Metrics, Found]:
         state, metrics = step(state, batch)
         faults = metrics.get(FAULTS, {})
         is_first = (found.step < 0) & (sum(faults.values(), jnp.zeros((), jnp.int32)) > 0)
-        found = Found(
-            jnp.where(is_first, i, found.step),
-            jax.tree.map(lambda new, old: jnp.where(is_first, new, old), faults, found.faults),
-        )
-        return state, add(sums, metrics), found
 
-    none = Found(jnp.asarray(-1, jnp.int32), jax.tree.map(jnp.zeros_like, zeros.get(FAULTS, {})))
+        # Under a condition, since it reads the whole state.
+        def at_fault(state: PyTree) -> Found:
+            finite = [jnp.isfinite(x).all() for _, x in _floats(state)]
+            return Found(jnp.asarray(i, jnp.int32), faults, jnp.stack([*finite, jnp.asarray(True)])[:-1])
+
+        return state, add(sums, metrics), jax.lax.cond(is_first, at_fault, lambda state: found, state)
+
+    def none(state: PyTree, sums: Metrics) -> Found:
+        faults = jax.tree.map(jnp.zeros_like, sums.get(FAULTS, {}))
+        return Found(jnp.asarray(-1, jnp.int32), faults, jnp.ones(len(_floats(state)), bool))
 
     def split(batch: Any) -> Any:
         return jax.lax.with_sharding_constraint(dict(batch), batch_sharding(mesh))
 
-    def advance_in_loop(state: PyTree, sums: Metrics, batches: Any, start: Any, stop: Any) -> Any:
+    def several(state: PyTree, sums: Metrics, batches: Any, start: Any, stop: Any) -> Any:
         def body(i: Any, so_far: Any) -> Any:
             return one(*so_far, split(batches(i)), i)
 
-        return jax.lax.fori_loop(start, stop, body, (state, sums, none))
+        return jax.lax.fori_loop(start, stop, body, (state, sums, none(state, sums)))
 
-    def advance_once(state: PyTree, sums: Metrics, batches: Any, start: Any, stop: Any) -> Any:
+    def single(state: PyTree, sums: Metrics, source: Any, start: Any, stop: Any) -> Any:
         del stop
-        return one(state, sums, none, split(batches(start)), start)
+        batch = split(source(start)) if resident else source
+        return one(state, sums, none(state, sums), batch, start)
 
-    def advance_given(state: PyTree, sums: Metrics, batch: Any, start: Any, stop: Any) -> Any:
-        del stop
-        return one(state, sums, none, batch, start)
-
-    function = advance_given if not resident else advance_in_loop if loop else advance_once
-    advance = jax.jit(function, donate_argnums=0, out_shardings=(shardings, copied, copied))
-
-    @functools.partial(jax.jit, static_argnums=4)
-    def evaluate_batch(sums: Metrics, variables: Any, source: Any, i: Any, resident: bool) -> Metrics:
-        return add(sums, evaluated(variables, source, i, resident))
-
-    def evaluated(variables: Any, source: Any, i: Any, resident: bool) -> Metrics:
-        batch = split(source(i) if resident else source)
-        return learner.evaluate(variables, batch, jax.random.fold_in(jax.random.key(0), i))
-
-    # Programs dispatched far ahead wait for one another's devices, and on several CPU devices for ever.
-    in_turn = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
-
-    def evaluate(variables: Any, batches: Any) -> Metrics:
-        resident = is_resident(batches) and jax.process_count() == 1
-        sums = None
-        for i in range(len(batches)):
-            source = batches if resident else place(batches(i), mesh)
-            if sums is None:
-                shapes = jax.eval_shape(lambda v, source: evaluated(v, source, 0, resident), variables, source)
-                sums = jax.device_put(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), copied)
-            sums = evaluate_batch(sums, variables, source, i, resident)
-            if in_turn:
-                jax.block_until_ready(sums)
-        return sums or {}
-
-    implementation = jax.random.key_impl(key)
-
-    @functools.partial(jax.jit, out_shardings=shardings)
-    def init_from_data(data: Any, first: Any) -> PyTree:
-        return learner.init(jax.random.wrap_key_data(data, impl=implementation), first)
-
-    # A key as host data belongs to no device, and so to every process's.
-    def init() -> PyTree:
-        return init_from_data(np.asarray(jax.random.key_data(key)), first)
-
-    return Program(
-        state=state,
-        init=init,
-        advance=advance,
-        zeros=zeros,
-        evaluate=evaluate,
-        variables=jax.jit(learner.variables),
-        predict=jax.jit(learner.predict),
-        batch=jax.jit(lambda batches, i: batches(i)),
-        steps_at_once=loop,
-    )
+    return several if loop else single
 
 
-def _has_convolution(function: Callable[..., Any], *args: Any) -> bool:
-    """Whether a function traces to a convolution, which XLA:CPU runs several times slower inside a loop."""
-    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+def _evaluator(
+    learner: Learner, batches: Any, zeros: Metrics, mesh: Mesh, in_turn: bool
+) -> Callable[[Variables], Metrics]:
+    """The function ``variables -> metrics`` of all batches of a set."""
+    resident = is_device_side(batches)
+
+    @jax.jit
+    def add_batch(sums: Metrics, variables: Variables, source: Any, i: Any) -> Metrics:
+        batch = source(i) if resident else source
+        batch = jax.lax.with_sharding_constraint(dict(batch), batch_sharding(mesh))
+        return add(sums, learner.evaluate(variables, batch, jax.random.fold_in(jax.random.key(0), i)))
+
+    def evaluate(variables: Variables) -> Metrics:
+        sums = zeros
+        with contextlib.ExitStack() as stack:
+            feed = None if resident else stack.enter_context(Feed(batches, mesh, 0, len(batches)))
+            for i in range(len(batches)):
+                sums = add_batch(sums, variables, batches if feed is None else feed.get(i), i)
+                if in_turn:
+                    jax.block_until_ready(sums)
+        return sums
+
+    return evaluate
+
+
+def _zeros(metrics: Metrics, sharding: NamedSharding) -> Metrics:
+    # As host data, which belong to no device, and so to every process's.
+    return jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), sharding), metrics)
+
+
+def _floats(tree: PyTree) -> list[tuple[str, Any]]:
+    """The floating arrays of a tree, with their paths."""
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), x)
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+        if jnp.issubdtype(x.dtype, jnp.inexact)
+    ]
+
+
+def not_finite(tree: PyTree) -> list[str]:
+    """Paths of the floating arrays of a tree on the host that hold an infinity or NaN."""
+    return [path for path, x in _floats(tree) if not np.isfinite(x).all()]
+
+
+@contextlib.contextmanager
+def _in_words(what: str, batch: Any) -> Iterator[None]:
+    """Says what was given where a learner fails on the shapes of a batch."""
+    try:
+        yield
+    except Exception as error:
+        given = ", ".join(
+            f"{jax.tree_util.keystr(path, simple=True, separator='/')} {x.dtype}{list(x.shape)}"
+            for path, x in jax.tree_util.tree_leaves_with_path(batch)
+        )
+        reason = (str(error).strip().splitlines() or [""])[0][:300]
+        raise ValueError(
+            f"the learner cannot take the batches of {what} ({given}): {type(error).__name__}: {reason}"
+        ) from error
+
+
+def _has_convolution(jaxpr: Any) -> bool:
+    """Whether there is a convolution, which XLA:CPU runs several times slower inside a loop."""
     return any(equation.primitive.name == "conv_general_dilated" for equation in equations(jaxpr))
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
-from jdl.train.checkpoint import Checkpoints, Restored
+from jdl.core import Batch, Learner, Variables
+from jdl.train import checkpoint
+from jdl.train.checkpoint import Checkpoints
 from jdl.train.history import History, Record, append_line, to_json, write_lines
 
 CONFIG, METRICS, CURVES, CHECKPOINTS = "config.json", "metrics.jsonl", "curves.png", "checkpoints"
@@ -53,6 +57,11 @@ class Run:
         if self.save_every is not None and self.save_every < 1:
             raise ValueError(f"save_every must be at least 1, or None; got {self.save_every}")
         object.__setattr__(self, "folder", Path(self.folder).expanduser().resolve())
+        for name in ("config", "extra"):
+            try:
+                json.dumps(to_json(dict(getattr(self, name))))
+            except TypeError as error:
+                raise ValueError(f"{name} of a run must be what JSON can hold: {error}") from None
         try:
             self.path().mkdir(parents=True, exist_ok=True)
             probe = self.path() / f".writable-{os.getpid()}"
@@ -60,6 +69,10 @@ class Run:
             probe.unlink()
         except OSError as error:
             raise ValueError(f"the run's folder {self.folder} cannot be written: {error.strerror}") from None
+
+    def _config(self) -> dict[str, Any]:
+        """The settings as they come back from a file."""
+        return json.loads(json.dumps(to_json(dict(self.config))))
 
     def path(self, name: str = "") -> Path:
         """The path of one of the folder's files."""
@@ -75,8 +88,8 @@ class Run:
             report=report,
         )
 
-    def check(self, meta: Mapping[str, Any]) -> str:
-        """Compares a checkpoint's meta with this run.
+    def check(self, meta: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+        """Compares a checkpoint's meta with this run, and its machine with the one of `machine` now.
 
         Returns:
             A sentence to tell the user where the machine differs, or "".
@@ -84,11 +97,11 @@ class Run:
         Raises:
             ResumeError: naming what differs in configuration or data.
         """
-        old, new = meta["config"], to_json(dict(self.config))
+        old, new = meta["config"], self._config()
         changed = [
             f"{name} was {old.get(name, 'not set')!r} and is now {new.get(name, 'not set')!r}"
             for name in sorted(old.keys() | new.keys())
-            if old.get(name) != new.get(name)
+            if json.dumps(old.get(name)) != json.dumps(new.get(name))
         ]
         if meta["data"] != self.data:
             changed.append(f"the data's fingerprint was {meta['data'][:12]!r} and is now {self.data[:12]!r}")
@@ -97,41 +110,98 @@ class Run:
                 f"{self.folder} holds a run with other settings: {'; '.join(changed)}. "
                 "Go on with the old ones, or choose another folder."
             )
-        then, now = meta["machine"], machine()
+        then = meta["machine"]
         differs = [f"{name} {then.get(name)} then, {now[name]} now" for name in now if then.get(name) != now[name]]
         return f"another shape of machine ({', '.join(differs)}): the last bits may differ" if differs else ""
 
     def begin(self, history: History) -> None:
-        """Writes the configuration, and the metrics file as it was at the step that training starts from."""
-        self.path(CONFIG).write_text(json.dumps(to_json(dict(self.config)), indent=2) + "\n")
-        write_lines(self.path(METRICS), history)
+        """Writes the configuration, and the metrics file as it was at the step that training starts from.
+
+        Raises:
+            OSError: in a sentence, if they cannot be written.
+        """
+        with _writing(self.path(CONFIG)) as path:
+            path.write_text(json.dumps(self._config(), indent=2) + "\n")
+        with _writing(self.path(METRICS)) as path:
+            write_lines(path, history)
 
     def log(self, record: Record) -> None:
-        """Adds a record to the metrics file."""
-        append_line(self.path(METRICS), record)
+        """Adds a record to the metrics file.
 
-    def meta(self, progress: Mapping[str, Any], history: History) -> dict[str, Any]:
+        Raises:
+            OSError: in a sentence, if it cannot be written.
+        """
+        with _writing(self.path(METRICS)) as path:
+            append_line(path, record)
+
+    def meta(
+        self, progress: Mapping[str, Any], history: History, machine: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """What a checkpoint holds beside the state."""
         return {
-            "config": to_json(dict(self.config)),
+            "config": self._config(),
             "data": self.data,
             "extra": to_json(dict(self.extra)),
-            "machine": machine(),
+            "machine": dict(machine),
             "saved_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "progress": to_json(dict(progress)),
             "history": list(history),
         }
 
 
-def machine() -> dict[str, Any]:
+@contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    """Says which file could not be written, and why."""
+    try:
+        yield path
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}; training stops") from error
+
+
+def machine(mesh: Mesh, mode: str) -> dict[str, Any]:
     """What a run's last bits depend on beside its configuration."""
     return {
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "processes": jax.process_count(),
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "mesh": ",".join(f"{name}:{size}" for name, size in mesh.shape.items()),
+        "mode": mode,
     }
 
 
-__all__ = ["CHECKPOINTS", "CONFIG", "CURVES", "METRICS", "Restored", "ResumeError", "Run", "machine"]
+class Loaded(NamedTuple):
+    """A trained model, taken from its run's folder.
+
+    Attributes:
+        variables: its variables.
+        predict: ``inputs -> outputs``, a pure function whose weights are leaves of a pytree.
+        meta: what was saved beside them: ``config``, ``extra``, ``history``, ...
+    """
+
+    variables: Variables
+    predict: jax.tree_util.Partial
+    meta: dict[str, Any]
+
+
+def load(folder: str | Path, learner: Learner, batch: Batch, step: int | str = "latest") -> Loaded:
+    """The variables of a run, for use; nothing on disk is changed.
+
+    Args:
+        folder: the run's folder.
+        learner: the learner that the run trained.
+        batch: any batch of the shape that it takes; only shapes count.
+        step: a step that a checkpoint is kept of, "latest", or "best".
+
+    Returns:
+        What a checkpoint holds, ready for use.
+
+    Raises:
+        jdl.train.CheckpointError: if there is none, or it is damaged, or is another learner's.
+    """
+    state = jax.eval_shape(learner.init, jax.random.key(0), batch)
+    sums = jax.eval_shape(learner.step, state, batch)[1]
+    restored, meta = checkpoint.load(Path(folder) / CHECKPOINTS, step, {"state": state, "sums": sums})
+    variables = learner.variables(restored["state"])
+    return Loaded(variables, jax.tree_util.Partial(learner.predict, variables), meta)

@@ -27,7 +27,9 @@ def test_number_of_parameters(layout, parameters):
 
 def test_number_of_parameters_of_each_published_layer():
     published = {"C1": 156, "S2": 12, "C3": 1_516, "S4": 32, "C5": 48_120, "F6": 10_164}
-    assert {name: count(layer) for name, layer in shapes(LeNet5(layout="1998"), images()).items()} == published
+    assert {
+        name: count(layer) for name, layer in shapes(LeNet5(layout="1998"), images()).items()
+    } == published
 
 
 def test_connections_of_c3_are_those_of_table_one():
@@ -133,7 +135,9 @@ def test_equals_torch_in_value_and_gradient(torch, layout, twin):
             weight = torch_layout(weight) if name not in ("S2", "S4") else weight
             theirs = layer.weight.grad.numpy()
         np.testing.assert_allclose(weight.ravel(), theirs.ravel(), rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(np.ravel(grads[name]["bias"]), layer.bias.grad.numpy().ravel(), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            np.ravel(grads[name]["bias"]), layer.bias.grad.numpy().ravel(), rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("layout", ["modern", "1998"])
@@ -163,5 +167,7 @@ def test_distances_of_the_published_output_survive_bfloat16():
     variables = model.init(jax.random.key(0), x)
     exact = model.apply(variables, x)
     low = LeNet5(layout="1998", dtype=jnp.bfloat16).apply(variables, x)
-    np.testing.assert_allclose(jax.nn.log_softmax(low.astype(jnp.float32)), jax.nn.log_softmax(exact), atol=0.5)
+    np.testing.assert_allclose(
+        jax.nn.log_softmax(low.astype(jnp.float32)), jax.nn.log_softmax(exact), atol=0.5
+    )
     assert low.dtype == jnp.float32

@@ -45,7 +45,9 @@ def twins(torch, params):
     layers = {}
     for name, p in params.items():
         weight = p["kernel"].T if "kernel" in p else p["scale"]
-        layers[name] = torch.nn.Linear(*weight.shape[::-1]) if "kernel" in p else torch.nn.LayerNorm(len(weight), 1e-6)
+        layers[name] = (
+            torch.nn.Linear(*weight.shape[::-1]) if "kernel" in p else torch.nn.LayerNorm(len(weight), 1e-6)
+        )
         with torch.no_grad():
             layers[name].weight.copy_(torch.tensor(np.asarray(weight)))
             layers[name].bias.copy_(torch.tensor(np.asarray(p["bias"])))
@@ -81,13 +83,12 @@ def test_residual_equals_torch_in_value_and_gradient(torch):
 def test_depth_50_has_gradients_only_with_residuals():
     def first_and_last(residual):
         model, x = MLP((16,) * 50 + (2,), residual=residual), inputs(8, 6)
-        params = model.init(jax.random.key(0), x)["params"]
-        grads = jax.jit(lambda params: gradient(model, params, x)[0])(params)
-        norms = [float(jnp.linalg.norm(grads[f"Dense_{i}"]["kernel"])) for i in (0, 50)]
-        return norms[0] / norms[1]
+        grads, _ = gradient(model, jax.jit(model.init)(jax.random.key(0), x)["params"], x)
+        return [float(jnp.linalg.norm(grads[f"Dense_{i}"]["kernel"])) for i in (0, 50)]
 
-    assert 0.03 < first_and_last(residual=True) < 30
-    assert first_and_last(residual=False) < 1e-3
+    # Plain layers halve the variance of what passes through them, forward and backward.
+    assert max(first_and_last(residual=False)) < 1e-4
+    assert min(first_and_last(residual=True)) > 1e-1
 
 
 def test_dropout_acts_in_training_alone():
@@ -106,7 +107,9 @@ def test_one_width_is_a_linear_model():
 
 @pytest.mark.parametrize("shape", [(4, 28, 28, 1), (4, 5, 5, 3), (4, 7), (4,)])
 def test_takes_any_shape_and_channels(shape):
-    y = jax.eval_shape(lambda x: MLP((3,)).init_with_output(jax.random.key(0), x)[0], np.zeros(shape, np.uint8))
+    y = jax.eval_shape(
+        lambda x: MLP((3,)).init_with_output(jax.random.key(0), x)[0], np.zeros(shape, np.uint8)
+    )
     assert (y.shape, y.dtype) == ((4, 3), jnp.float32)
 
 

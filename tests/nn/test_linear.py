@@ -43,7 +43,7 @@ def test_dense_equals_torch_in_value_and_gradient(torch):
     y.sin().sum().backward()
 
     np.testing.assert_allclose(layer.apply(variables, x), y.detach(), rtol=1e-5, atol=1e-5)
-    loss = lambda params, x: jnp.sin(layer.apply({"params": params}, x)).sum()  # noqa: E731
+    loss = lambda params, x: jnp.sin(layer.apply({"params": params}, x)).sum()
     params, inputs = jax.grad(loss, (0, 1))(variables["params"], x)
     np.testing.assert_allclose(params["kernel"].T, reference.weight.grad, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(params["bias"], reference.bias.grad, rtol=1e-4, atol=1e-5)

@@ -21,7 +21,7 @@ def x():
 @pytest.fixture
 def variables():
     rng = np.random.default_rng(1)
-    draw = lambda low=-1.0: jnp.asarray(rng.uniform(low, 2, SHAPE[-1]), jnp.float32)  # noqa: E731
+    draw = lambda low=-1.0: jnp.asarray(rng.uniform(low, 2, SHAPE[-1]), jnp.float32)
     params = {"scale": draw(), "bias": draw()}
     return {"params": params, "batch_stats": {"mean": draw(), "var": draw(0.5)}}
 
@@ -32,7 +32,7 @@ def train(variables, x, mask=None, **fields):
 
 
 def assert_close(actual, expected, tolerance=1e-5):
-    compare = lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)  # noqa: E731
+    compare = lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
     jax.tree.map(compare, actual, expected)
 
 
@@ -59,14 +59,14 @@ def test_training_equals_torch(torch, x, variables):
 
     y, statistics = train(variables, x)
     assert_close(y, expected.permute(0, 2, 3, 1).detach().numpy())
-    loss = lambda params, x: jnp.sin(train({**variables, "params": params}, x)[0]).sum()  # noqa: E731
+    loss = lambda params, x: jnp.sin(train({**variables, "params": params}, x)[0]).sum()
     params, inputs = jax.grad(loss, (0, 1))(variables["params"], jnp.asarray(x))
     assert_close(params["scale"], layer.weight.grad.numpy(), 1e-4)
     assert_close(params["bias"], layer.bias.grad.numpy(), 1e-4)
     assert_close(inputs, torch_x.grad.permute(0, 2, 3, 1).numpy(), 1e-4)
 
     assert_close(statistics["mean"], layer.running_mean.numpy())
-    # PyTorch remembers the unbiased variance, n / (n - 1) times the one it normalises with; here both are one.
+    # PyTorch remembers n / (n - 1) times the variance that it normalises with.
     n = x.size // SHAPE[-1]
     old = 0.9 * variables["batch_stats"]["var"]
     assert_close(old + (statistics["var"] - old) * n / (n - 1), layer.running_var.numpy())
@@ -140,7 +140,9 @@ def test_bfloat16_is_computed_in_float32_and_rounded_once(x, variables):
 
 
 def test_scale_and_bias_may_be_left_out(x):
-    y, variables = BatchNorm(use_bias=False, use_scale=False).init_with_output(jax.random.key(0), x, train=True)
+    y, variables = BatchNorm(use_bias=False, use_scale=False).init_with_output(
+        jax.random.key(0), x, train=True
+    )
     assert "params" not in variables
     assert_close(y.mean((0, 1, 2)), np.zeros(SHAPE[-1]))
 

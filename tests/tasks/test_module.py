@@ -23,8 +23,10 @@ class Everything(linen.Module):
             carry.value += inputs
         noise = 0.0
         if train:
-            noise = sum(jax.random.normal(self.make_rng(stream), inputs.shape) for stream in ("dropout", "sample"))
-        return inputs * self.param("scale", linen.initializers.ones, (1,)) + noise + carry.value
+            noise = sum(
+                jax.random.normal(self.make_rng(stream), inputs.shape) for stream in ("dropout", "sample")
+            )
+        return inputs * self.param("scale", linen.initializers.ones, (1, 1)) + noise + carry.value
 
 
 model = functions(Everything())

@@ -58,16 +58,18 @@ def test_weighted_cross_entropy_equals_torch(torch):
     weights = np.random.default_rng(1).uniform(0, 2, 8).astype(np.float32)
     losses = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels), reduction="none")
     metrics = score(logits, labels, weights)
-    assert float(metrics["loss"].value()) == pytest.approx(np.average(losses.numpy(), weights=weights), rel=1e-5)
-    right = logits.argmax(-1) == labels
-    assert float(metrics["accuracy"].value()) == pytest.approx(np.average(right, weights=weights), rel=1e-5)
+    for name, values in {"loss": losses.numpy(), "accuracy": logits.argmax(-1) == labels}.items():
+        mean = np.average(values, weights=weights)
+        assert float(metrics[name].value()) == pytest.approx(mean, rel=1e-5)
 
 
 def test_ignored_positions_equal_torch_ignore_index(torch):
     logits, labels = logits_and_labels(4, 6)
     weights = np.random.default_rng(1).integers(0, 2, (4, 6)).astype(np.float32)
     ignored = np.where(weights > 0, labels, -100)
-    expected = torch.nn.functional.cross_entropy(torch.tensor(logits).reshape(-1, C), torch.tensor(ignored).flatten())
+    expected = torch.nn.functional.cross_entropy(
+        torch.tensor(logits).reshape(-1, C), torch.tensor(ignored).flatten()
+    )
     metrics = score(logits, ignored, weights)
     assert float(metrics["loss"].value()) == pytest.approx(float(expected), rel=1e-5)
     assert metrics[FAULTS] == {"labels outside 0..4": 0}
@@ -133,7 +135,12 @@ def padded(batch, rows, filler):
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.sampled_from(["classification", "regression"]), st.integers(1, 5), st.sampled_from([0, 77]), st.booleans())
+@given(
+    st.sampled_from(["classification", "regression"]),
+    st.integers(1, 5),
+    st.sampled_from([0, 77]),
+    st.booleans(),
+)
 def test_padding_changes_neither_loss_nor_gradient_nor_metric(kind, rows, filler, weighted):
     rng = np.random.default_rng(1)
     if kind == "classification":
@@ -147,19 +154,27 @@ def test_padding_changes_neither_loss_nor_gradient_nor_metric(kind, rows, filler
     variables = task.init(key, batch)
 
     def outcome(batch):
-        (total, (weight, _, metrics)), grads = jax.value_and_grad(task.loss, has_aux=True)(variables, batch, key)
+        (total, (weight, _, metrics)), grads = jax.value_and_grad(task.loss, has_aux=True)(
+            variables, batch, key
+        )
         return total, weight, metrics, grads, task.evaluate(variables, batch, key)
 
     actual, expected = outcome(padded(batch, rows, filler)), outcome(batch)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), actual, expected)
 
 
-@pytest.mark.parametrize(("loss", "name"), [("squared", "mse_loss"), ("absolute", "l1_loss"), ("huber", "huber_loss")])
+@pytest.mark.parametrize(
+    ("loss", "name"), [("squared", "mse_loss"), ("absolute", "l1_loss"), ("huber", "huber_loss")]
+)
 @pytest.mark.parametrize("shape", [(8,), (8, 3), (4, 2, 3)])
 def test_regression_equals_torch_in_value_and_gradient(torch, loss, name, shape):
     rng = np.random.default_rng(0)
     outputs, labels = (rng.normal(scale=2, size=shape).astype(np.float32) for _ in range(2))
-    task, batch, key = regression(Identity(), loss=loss), {"inputs": outputs, "labels": labels}, jax.random.key(0)
+    task, batch, key = (
+        regression(Identity(), loss=loss),
+        {"inputs": outputs, "labels": labels},
+        jax.random.key(0),
+    )
     variables = task.init(key, batch)
 
     def mean(inputs):
@@ -170,7 +185,7 @@ def test_regression_equals_torch_in_value_and_gradient(torch, loss, name, shape)
     x = torch.tensor(outputs, requires_grad=True)
     expected = getattr(torch.nn.functional, name)(x, torch.tensor(labels))
     expected.backward()
-    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    assert float(value) == pytest.approx(expected.item(), rel=1e-5)
     np.testing.assert_allclose(gradient, x.grad, rtol=1e-5, atol=1e-6)
     assert summarize(metrics) == pytest.approx(
         {"mse": np.square(outputs - labels).mean(), "mae": np.abs(outputs - labels).mean()}, rel=1e-5
@@ -188,10 +203,16 @@ def test_regression_counts_weights():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": np.array([0, 1, 5, 2, -1, 0])}, r"2 labels lie outside 0..4, .* 5 outputs: for example 5"),
+        (
+            {"labels": np.array([0, 1, 5, 2, -1, 0])},
+            r"2 labels lie outside 0..4, .* 5 outputs: for example 5",
+        ),
         ({"labels": np.zeros(5, int)}, r"labels of shape \(5,\) do not fit logits of shape \(6, 5\)"),
         ({"labels": np.zeros((6, 1), int)}, r"labels of shape \(6, 1\) do not fit logits of shape \(6, 5\)"),
-        ({"labels": np.zeros(6)}, r"labels are float64 .* integers of shape \(6,\), or probabilities of shape \(6, 5\)"),
+        (
+            {"labels": np.zeros(6)},
+            r"labels are float64 .* integers of shape \(6,\), or probabilities of shape \(6, 5\)",
+        ),
         ({"labels": np.array(["a"] * 6)}, "labels must be integers or probabilities; got <U1"),
         ({"labels": None}, r"a batch with \"inputs\" and \"labels\"; it has \['inputs'\]"),
     ],

@@ -1,0 +1,225 @@
+"""Contenders as processes: starting them, checking that they compute the same, and taking turns."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from experiments.catalogue import ROOT
+
+BLOCK_SECONDS = 1.5
+"""Time of a block: long beside a step, short beside the minutes in which a shared machine changes."""
+
+WARM_SECONDS = 0.1
+"""Time to run before a block counts: the contender before has taken the caches, and threads are asleep."""
+
+
+class Contender(NamedTuple):
+    """What competes, inside its process.
+
+    Attributes:
+        label: what tables call it.
+        parameters: how many the model has.
+        losses: of the first steps, from the given weights on the given batches.
+        run: ``steps -> seconds`` that they took, everything finished.
+    """
+
+    label: str
+    parameters: int
+    losses: list[float]
+    run: Callable[[int], float]
+
+
+def serve(contender: Contender) -> None:
+    """Answers the lines on stdin, each a JSON number of steps, until there are no more.
+
+    The first line of output describes the contender; each further one has the seconds that the steps took
+    and the process's peak memory.
+    """
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    answers, sys.stdout = sys.stdout, sys.stderr
+
+    def answer(**values: Any) -> None:
+        print(json.dumps(values), file=answers, flush=True)
+
+    answer(label=contender.label, parameters=contender.parameters, losses=contender.losses)
+    for line in sys.stdin:
+        seconds = contender.run(json.loads(line))
+        answer(seconds=seconds, memory=unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+class Worker:
+    """A contender's process, seen from outside.
+
+    Attributes:
+        label: what tables call it.
+        parameters: how many the model has.
+        losses: of the first steps.
+        memory: peak resident memory so far, bytes.
+    """
+
+    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        """Starts ``python -m arguments...``, a program that ends in `serve`.
+
+        Raises:
+            RuntimeError: if it ends before it is ready.
+        """
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+        )
+        self._name = " ".join(arguments[1:3])
+        ready = self._read()
+        self.label: str = ready["label"]
+        self.parameters: int = ready["parameters"]
+        self.losses: list[float] = ready["losses"]
+        self.memory = 0
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    def run(self, steps: int) -> float:
+        """Seconds that so many steps take."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{steps}\n")
+        self._process.stdin.flush()
+        answer = self._read()
+        self.memory = answer["memory"]
+        return answer["seconds"]
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the contender {self._name} ended with status {self._process.wait()}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """Ends the process."""
+        with contextlib.suppress(OSError):
+            self._process.communicate(timeout=10)
+        self._process.kill()
+
+
+@contextlib.contextmanager
+def started(commands: Sequence[tuple[Sequence[str], Mapping[str, str]]]) -> Iterator[list[Worker]]:
+    """Workers for (arguments, environment) each, started one after another, ended with the ``with``."""
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for arguments, environment in commands:
+            workers.append(Worker(arguments, environment))
+            stack.callback(workers[-1].close)
+        yield workers
+
+
+def check_equal(workers: Sequence[Worker], tolerance: float = 1e-3) -> None:
+    """Checks that all have the same model: its size, and the first losses from the same weights and batches.
+
+    Raises:
+        ValueError: naming the first that differs, and the numbers.
+    """
+    first = workers[0]
+    for other in workers[1:]:
+        if other.parameters != first.parameters:
+            raise ValueError(
+                f"{other.label} has {other.parameters:,} parameters where {first.label} has {first.parameters:,}"
+            )
+        pairs = zip(first.losses, other.losses, strict=True)
+        if not all(math.isclose(a, b, rel_tol=tolerance) for a, b in pairs):
+            raise ValueError(
+                f"{other.label} starts with the losses {other.losses} where {first.label} has {first.losses}"
+            )
+
+
+class OtherLoad:
+    """How busy the machine is with anything but a worker and this process.
+
+    Example:
+        >>> load = OtherLoad(os.getpid())
+        >>> load.share() >= 0
+        True
+    """
+
+    def __init__(self, pid: int) -> None:
+        """Starts counting."""
+        import psutil
+
+        self._processes = [psutil.Process(pid), psutil.Process()]
+        self._cores = psutil.cpu_count() or 1
+        self._start = self._read()
+
+    def _read(self) -> tuple[float, float]:
+        """The time, and the processor seconds of everybody else so far."""
+        import psutil
+
+        times = psutil.cpu_times()
+        busy = sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq"))
+        ours = sum(sum(process.cpu_times()[:2]) for process in set(self._processes))
+        return time.perf_counter(), busy - ours
+
+    def share(self) -> float:
+        """Their share of all cores since the start, 0 to 1."""
+        (start, before), (end, after) = self._start, self._read()
+        return max(0.0, (after - before) / max(end - start, 1e-9) / self._cores)
+
+
+def take_turns(
+    workers: Sequence[Worker], seconds: float, *, tolerate: float = 0.1, block: float = BLOCK_SECONDS
+) -> dict[str, list[float]]:
+    """Lets the workers run in turns, a short block each, in an order that changes from round to round.
+
+    Args:
+        workers: the contenders.
+        seconds: time to measure each of them.
+        tolerate: a block is thrown away if other programs had a larger share of the machine.
+        block: seconds of a block.
+
+    Returns:
+        By label, seconds a step of each block that was kept.
+
+    Raises:
+        RuntimeError: if other programs ran in nearly all blocks.
+    """
+    lengths = [_steps_in(worker, block) for worker in workers]
+    rounds = max(1, math.ceil(seconds / block))
+    kept: dict[str, list[float]] = {worker.label: [] for worker in workers}
+    for turn in range(3 * rounds):
+        order = [(i + turn) % len(workers) for i in range(len(workers))]
+        for i in order:
+            worker, steps = workers[i], lengths[i]
+            worker.run(max(1, int(steps * WARM_SECONDS / block)))
+            load = OtherLoad(worker.pid)
+            taken = worker.run(steps)
+            if load.share() <= tolerate:
+                kept[worker.label].append(taken / steps)
+        if min(map(len, kept.values())) >= rounds:
+            break
+    if min(map(len, kept.values())) < min(3, rounds):
+        raise RuntimeError(
+            f"other programs took more than {tolerate:.0%} of the machine in nearly all blocks: measure when it "
+            f"is idle, or allow more with --tolerate"
+        )
+    return kept
+
+
+def _steps_in(worker: Worker, seconds: float) -> int:
+    """How many steps a worker, then warm, does in a time."""
+    steps = 2
+    while (taken := worker.run(steps)) < seconds / 8:
+        steps *= 2
+    return max(1, round(steps * seconds / taken))

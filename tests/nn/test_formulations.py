@@ -1,0 +1,147 @@
+"""Each fast formulation equals its plain twin, in value and gradient, and is used where it is meant to be."""
+
+import functools
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen
+from jax import lax
+
+from jdl.core import Array
+from jdl.models import LeNet5
+from jdl.nn import Conv, max_pool
+from jdl.nn.convolution import banded_convolution, convolve
+from jdl.nn.linear import flat_dot_general
+
+ORDER = ("NHWC", "HWIO", "NHWC")
+
+
+def normal(seed: int, *shape: int) -> Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def values_and_gradients(function, *arguments):
+    """The value, and the gradients of a function that weighs each of its entries differently."""
+    y, pullback = jax.vjp(function, *arguments)
+    return y, *pullback(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+
+def assert_equal(fast, plain, *arguments):
+    actual, expected = (
+        jax.jit(functools.partial(values_and_gradients, f))(*arguments) for f in (fast, plain)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), actual, expected)
+
+
+# (batch, height, width, channels), (kernel height, kernel width, features)
+SHAPES = [
+    ((2, 32, 32, 1), (5, 5, 6)),
+    ((2, 14, 14, 6), (5, 5, 16)),
+    ((2, 7, 9, 3), (3, 2, 4)),
+    ((1, 6, 15, 2), (1, 3, 5)),
+    ((3, 5, 4, 1), (5, 4, 2)),
+    ((2, 8, 8, 3), (4, 1, 3)),
+]
+
+
+@pytest.mark.parametrize(("images", "kernel"), SHAPES)
+def test_banded_convolution_equals_convolution(images, kernel):
+    x, w = normal(0, *images), normal(1, *kernel[:2], images[-1], kernel[-1])
+    assert_equal(
+        banded_convolution,
+        lambda x, w: lax.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=ORDER),
+        x,
+        w,
+    )
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((1, 2), (0, 3))])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
+@pytest.mark.parametrize("channels", [3, 8])
+def test_convolve_equals_convolution(padding, strides, channels):
+    x, w = normal(0, 2, 9, 8, channels), normal(1, 3, 4, channels, 5)
+    plain = functools.partial(
+        lax.conv_general_dilated, window_strides=strides, padding=padding, dimension_numbers=ORDER
+    )
+    fast = functools.partial(convolve, strides=strides, padding=padding, dimension_numbers=ORDER)
+    assert_equal(fast, plain, x, w)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"padding": 1, "use_bias": False},
+        {"padding": "CIRCULAR"},
+        {"kernel_dilation": 2},
+        {"strides": 2},
+        {"feature_group_count": 3},
+        {"dtype": jnp.bfloat16},
+        {"kernel_size": (3,)},
+        {"kernel_size": (1, 1)},
+    ],
+)
+def test_conv_has_the_parameters_and_the_outputs_of_linen(options):
+    options = {"features": 6, "kernel_size": (3, 3), **options}
+    x = normal(0, 2, *[7] * len(options["kernel_size"]), 3)
+    variables = linen.Conv(**options).init(jax.random.key(0), x)
+    ours = Conv(**options).init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, ours, variables)
+    actual, expected = Conv(**options).apply(variables, x), linen.Conv(**options).apply(variables, x)
+    assert actual.dtype == expected.dtype
+    np.testing.assert_allclose(actual.astype(jnp.float32), expected.astype(jnp.float32), rtol=1e-5, atol=1e-5)
+
+
+def test_convolution_maps_over_kernels_and_differentiates_forward():
+    x, w = normal(0, 2, 8, 8, 1), normal(1, 3, 3, 3, 1, 4)
+    fast = functools.partial(convolve, strides=(1, 1), padding="SAME", dimension_numbers=ORDER)
+    plain = functools.partial(
+        lax.conv_general_dilated, window_strides=(1, 1), padding="SAME", dimension_numbers=ORDER
+    )
+    assert_equal(*(jax.vmap(f, (None, 0)) for f in (fast, plain)), x, w)
+    actual, expected = (jax.jvp(f, (x, w[0]), (jnp.ones_like(x), w[1]))[1] for f in (fast, plain))
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [(2, 2), (2, 3), (1, 4)])
+def test_maximum_of_tiles_has_the_gradients_of_a_plain_maximum(window):
+    h, w = window
+    # Few distinct values, so that there are ties.
+    x = jnp.round(normal(0, 2, 4 * h, 3 * w, 3))
+    plain = lambda x: x.reshape(2, 4, h, 3, w, 3).max((2, 4))
+    assert_equal(lambda x: max_pool(x, window), plain, x)
+    actual, expected = (
+        jax.jvp(f, (x,), (normal(1, *x.shape),))[1] for f in (lambda x: max_pool(x, window), plain)
+    )
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_flat_product_equals_a_product_over_all_axes():
+    x, w = normal(0, 2, 3, 4), normal(1, 4, 5)
+    dimensions = (((2,), (0,)), ((), ()))
+    assert_equal(
+        lambda x, w: flat_dot_general(x, w, dimensions), lambda x, w: lax.dot_general(x, w, dimensions), x, w
+    )
+
+
+def lowered(platform):
+    """The training pass of LeNet-5 as a platform's program."""
+    model, x = LeNet5(), jnp.zeros((2, 32, 32, 1))
+    variables = model.init(jax.random.key(0), x)
+    gradient = jax.jit(jax.grad(lambda v: model.apply(v, x).sum()))
+    return jax.export.export(gradient, platforms=[platform])(variables).mlir_module()
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_accelerators_get_convolutions(platform):
+    program = lowered(platform)
+    assert program.count("stablehlo.convolution") == 5  # two forward, two kernels' gradients, one input's
+    # Three fully connected layers, forward and backward, but for the gradient of a sum's.
+    assert program.count("stablehlo.dot_general") <= 9
+
+
+def test_cpu_gets_products():
+    assert lowered("cpu").count("stablehlo.convolution") == 0
