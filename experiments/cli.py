@@ -28,7 +28,7 @@ class Execution:
     under runs/ when empty."""
     mesh: str = ""
     """Devices, such as "data:4" or "data:2,fsdp:2"; all of them when empty."""
-    mode: str = "jit"
+    mode: train.Mode = "jit"
     """How the devices share the work: jit (the compiler splits it), shard_map or pmap."""
     tensorboard: bool = False
     """Also write TensorBoard files into the folder."""
@@ -102,7 +102,7 @@ def resumed(config: type[C], arguments: list[str]) -> C:
     unknown = sorted(values.keys() - known)
     if unknown:
         raise ValueError(f"{arguments[1]} holds a run of another experiment: it sets {', '.join(unknown)}")
-    return config(**values, execution=Execution(run=arguments[1]))
+    return dataclasses.replace(config(**values), execution=Execution(run=arguments[1]))  # type: ignore[type-var]
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import cli, images
@@ -99,8 +98,8 @@ def _picture(path: str | Path, shape: Sequence[int]) -> np.ndarray:
         raise ImportError('reading pictures needs pillow: pip install -e ".[experiments]"') from None
     height, width, channels = shape
     try:
-        with Image.open(path) as picture:
-            picture = picture.convert("L" if channels == 1 else "RGB").resize(
+        with Image.open(path) as file:
+            picture = file.convert("L" if channels == 1 else "RGB").resize(
                 (width, height), Image.Resampling.BOX
             )
             return np.asarray(picture).reshape(height, width, channels)

@@ -160,9 +160,9 @@ def report(experiment: str, outcome: Outcome, curves: Path) -> str:
     """What is printed at the end: the figure, where everything is, and what to do next."""
     first = outcome.fitted.history.series("test", "accuracy")[1][0]
     accuracy, folder = outcome.test["accuracy"], outcome.folder
+    after = f"after {outcome.fitted.step} steps in {outcome.seconds:.0f} s"
     return f"""
-test accuracy {100 * accuracy:.2f} % (error {100 * (1 - accuracy):.2f} %), from {100 * first:.1f} % before training, \
-after {outcome.fitted.step} steps in {outcome.seconds:.0f} s
+test accuracy {100 * accuracy:.2f} % (error {100 * (1 - accuracy):.2f} %), from {100 * first:.1f} %, {after}
 
   curves         {curves}
   metrics        {folder / train.run.METRICS}

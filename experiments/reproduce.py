@@ -1,7 +1,7 @@
 """Runs the experiments whose results stand in the ledger, over several seeds, and records them.
 
-    python -m experiments.reproduce                       # says what there is
-    python -m experiments.reproduce lenet_mnist           # three seeds, then experiments/results/lenet_mnist.json
+    python -m experiments.reproduce                  # says what there is
+    python -m experiments.reproduce lenet_mnist      # three seeds, then results/lenet_mnist.json
     python -m experiments.reproduce lenet_mnist --seeds 0 1 2 3 4 --folder runs/reproduce
 
 A seed that was stopped goes on where it was; one that is done is not run again.
@@ -16,11 +16,13 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from experiments import cli, images, ledger, lenet, mlp
 from jdl import data, train
 from jdl.train.history import to_json
+
+C = TypeVar("C", bound=images.Config)
 
 LECUN_1998 = (
     'LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition", '
@@ -51,27 +53,31 @@ class Recipe:
     note: str = ""
 
 
-MNIST = {"dataset": "mnist", "steps": 9380, "batch_size": 128, "shift": 0, "averaging": 0.999}
+def on_mnist(config: C) -> C:
+    """The settings for MNIST as it is, without distortions: 20 passes in batches of 128, averaged weights."""
+    return dataclasses.replace(config, dataset="mnist", steps=9380, batch_size=128, shift=0, averaging=0.999)
+
+
 RECIPES = {
     "lenet_digits": Recipe(lenet.main, lenet.Config(), "LeNet-5 on the 8x8 digits"),
     "mlp_digits": Recipe(mlp.main, mlp.Config(learning_rate=1e-3, shift=0), "MLP 300-100 on the 8x8 digits"),
     "lenet_mnist": Recipe(
         lenet.main,
-        lenet.Config(**MNIST),
+        on_mnist(lenet.Config()),
         "LeNet-5 on MNIST",
         ledger.Published(0.95, "section III.B, LeNet-5 without distortions", "recalled"),
         "Today's layout (ReLU, max-pooling) and optimiser (AdamW, cosine, averaged weights), 20 passes.",
     ),
     "lenet1998_mnist": Recipe(
         lenet.main,
-        lenet.Config(layout="1998", **MNIST),
+        on_mnist(lenet.Config(layout="1998")),
         "LeNet-5 on MNIST, the paper's network",
         ledger.Published(0.95, "section III.B, LeNet-5 without distortions", "recalled"),
         "The paper's 60,000 parameters, with random output codes, cross-entropy and AdamW, 20 passes.",
     ),
     "mlp_mnist": Recipe(
         mlp.main,
-        mlp.Config(**(MNIST | {"learning_rate": 1e-3, "dropout": 0.2})),
+        on_mnist(mlp.Config(learning_rate=1e-3, dropout=0.2)),
         "MLP 300-100 on MNIST",
         ledger.Published(3.05, "section III.C, 28x28-300-100-10 network", "recalled"),
         "ReLU, dropout 0.2 and AdamW, 20 passes; the paper's network had tanh units and squared error.",

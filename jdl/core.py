@@ -146,7 +146,8 @@ def summarize(metrics: Metrics) -> dict[str, Any]:
     Faults are left out.
 
     Example:
-        >>> summarize({"loss": Mean(jnp.array(6.0), jnp.array(4.0)), FAULTS: {"loss not finite": jnp.array(0)}})
+        >>> loss = Mean(jnp.array(6.0), jnp.array(4.0))
+        >>> summarize({"loss": loss, FAULTS: {"loss not finite": jnp.array(0)}})
         {'loss': 1.5}
     """
     fetched = jax.device_get({name: metric for name, metric in metrics.items() if name != FAULTS})

@@ -18,7 +18,9 @@ def small(notebook, constants):
         found = 0
         for cell in notebook.cells:
             if cell.cell_type == "code":
-                cell.source, n = re.subn(rf"^{name} = .*$", f"{name} = {value!r}", cell.source, flags=re.MULTILINE)
+                cell.source, n = re.subn(
+                    rf"^{name} = .*$", f"{name} = {value!r}", cell.source, flags=re.MULTILINE
+                )
                 found += n
         assert found == 1, f"{name} is set {found} times"
     return notebook

@@ -23,7 +23,18 @@ def wheel(tmp_path_factory):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, source]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        folder,
+        source,
+    ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
     (path,) = folder.glob("*.whl")
@@ -35,7 +46,9 @@ def test_the_name_and_extra_of_the_install_cell_exist(wheel):
         wheel.read(next(name for name in wheel.namelist() if name.endswith("/METADATA")))
     )
     for path in sorted((ROOT / "colab").glob("*.ipynb")):
-        install = next(cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code").source
+        install = next(
+            cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"
+        ).source
         name, extra = re.search(r'"([\w-]+)\[(\w+)\] @ git\+', install).groups()
         assert metadata["Name"] == name
         assert extra in metadata.get_all("Provides-Extra")
@@ -45,9 +58,10 @@ def test_it_runs_without_the_checkout(wheel, tmp_path):
     wheel.extractall(tmp_path)
     script = (
         "import jdl, experiments.lenet, experiments.ledger; from jdl import data, train; "
-        "assert jdl.__file__.startswith({0!r}); assert len(data.load('digits').train['labels']) == 1437; "
+        f"assert jdl.__file__.startswith({str(tmp_path)!r}); "
+        "assert len(data.load('digits').train['labels']) == 1437; "
         "assert len(data.load_text('tiny_shakespeare').train) == 1003854"
-    ).format(str(tmp_path))
+    )
     # First on the path, before an editable install of the checkout.
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {script}"],

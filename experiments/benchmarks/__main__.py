@@ -19,11 +19,12 @@ from pathlib import Path
 
 from experiments import ledger
 from experiments.benchmarks import startup
-from experiments.benchmarks.harness import Worker, check_equal, started, take_turns
+from experiments.benchmarks.harness import check_equal, started, take_turns
 from experiments.benchmarks.workloads import WORKLOADS, command, write
 
 PUBLISHED = "none: PyTorch and plain Flax are measured beside it, in turns"
 GROUP = "Speed"
+Commands = list[tuple[list[str], dict[str, str]]]
 MEBIBYTE = 2**20
 
 
@@ -80,16 +81,21 @@ def measure_steps(name: str, options: argparse.Namespace) -> list[ledger.Benchma
     plain = {"JDL_PLAIN": "1"}
     with tempfile.TemporaryDirectory() as folder:
         write(workload, Path(folder))
-        contenders = ["jdl", "jdl-one", "jdl-several", *[p for p in workload.peers if p in options.peers]]
-        commands = [(command(name, contender, Path(folder)), {}) for contender in contenders]
+        contenders: list[str] = [
+            "jdl",
+            "jdl-one",
+            "jdl-several",
+            *[p for p in workload.peers if p in options.peers],
+        ]
+        commands: Commands = [(command(name, contender, Path(folder)), {}) for contender in contenders]
         commands.insert(3, (command(name, "jdl", Path(folder)), plain))
         with started(commands) as workers:
             check_equal(workers)
             seconds = take_turns(workers, options.seconds, tolerate=options.tolerate)
             memory = {worker.label: [worker.memory / MEBIBYTE] for worker in workers}
-    note = (
-        f"Blocks are kept in which other programs took up to {options.tolerate:.0%} of the machine. jdl measures "
-        f"accuracy and gradient norm in the step and checks that all is finite; the peers do not."
+    note = _kept(options) + (
+        " In its step jdl also gathers the batch, measures accuracy and gradient norm and checks that all is "
+        "finite; the peers do not."
     )
     step = _entry(f"{name}_step", workload.title, "time of a step", "ms", _times(seconds, 1e3), options, note)
     peak = _entry(
@@ -105,15 +111,16 @@ def measure_overhead(options: argparse.Namespace) -> list[ledger.Benchmark]:
     for how in ("several", "one"):
         with tempfile.TemporaryDirectory() as folder:
             write(workload, Path(folder))
-            commands = [(command("overhead", f"{what}-{how}", Path(folder)), {}) for what in ("bare", "fit")]
+            commands: Commands = [
+                (command("overhead", f"{what}-{how}", Path(folder)), {}) for what in ("bare", "fit")
+            ]
             with started(commands) as workers:
                 seconds = take_turns(workers, options.seconds, tolerate=options.tolerate)
                 bare, fit = (statistics.median(seconds[worker.label]) for worker in workers)
                 subject = workers[1].label
-        print(
-            f"{subject}: {1e6 * (fit - bare):.1f} us a step ({100 * (fit / bare - 1):.1f} %) over the step alone"
-        )
-        note = f"Blocks are kept in which other programs took up to {options.tolerate:.0%} of the machine."
+        cost = f"{1e6 * (fit - bare):.1f} us a step ({100 * (fit / bare - 1):.1f} %)"
+        print(f"{subject}: {cost} over the step alone")
+        note = _kept(options)
         times = _times(seconds, 1e6)
         entries.append(
             _entry(f"fit_overhead_{how}", workload.title, "time of a step", "us", times, options, note)
@@ -146,6 +153,10 @@ def measure_startup(options: argparse.Namespace, repeats: int = 3) -> list[ledge
             "",
         ),
     ]
+
+
+def _kept(options: argparse.Namespace) -> str:
+    return f"Blocks are kept in which other programs took up to {options.tolerate:.0%} of the machine."
 
 
 def _times(seconds: Mapping[str, Sequence[float]], unit: float) -> dict[str, list[float]]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import random
 import subprocess
 import sys
 import time
@@ -17,8 +18,8 @@ from experiments.catalogue import ROOT
 BLOCK_SECONDS = 1.5
 """Time of a block: long beside a step, short beside the minutes in which a shared machine changes."""
 
-WARM_SECONDS = 0.1
-"""Time to run before a block counts: the contender before has taken the caches, and threads are asleep."""
+WARM_SECONDS = 0.3
+"""Time to run before a block counts: the one before has taken the caches, and its threads may still spin."""
 
 
 class Contender(NamedTuple):
@@ -106,14 +107,17 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the contender {self._name} ended with status {self._process.wait()}")
+            self.close()
+            raise RuntimeError(f"the contender {self._name} ended with status {self._process.returncode}")
         return json.loads(line)
 
     def close(self) -> None:
-        """Ends the process."""
-        with contextlib.suppress(OSError):
+        """Ends the process: it leaves when there is no more to read."""
+        try:
             self._process.communicate(timeout=10)
-        self._process.kill()
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
 
 
 @contextlib.contextmanager
@@ -137,7 +141,7 @@ def check_equal(workers: Sequence[Worker], tolerance: float = 1e-3) -> None:
     for other in workers[1:]:
         if other.parameters != first.parameters:
             raise ValueError(
-                f"{other.label} has {other.parameters:,} parameters where {first.label} has {first.parameters:,}"
+                f"{other.label} has {other.parameters:,} parameters, {first.label} has {first.parameters:,}"
             )
         pairs = zip(first.losses, other.losses, strict=True)
         if not all(math.isclose(a, b, rel_tol=tolerance) for a, b in pairs):
@@ -181,7 +185,7 @@ class OtherLoad:
 def take_turns(
     workers: Sequence[Worker], seconds: float, *, tolerate: float = 0.1, block: float = BLOCK_SECONDS
 ) -> dict[str, list[float]]:
-    """Lets the workers run in turns, a short block each, in an order that changes from round to round.
+    """Lets the workers run in turns, a short block each, in an order drawn anew each round.
 
     Args:
         workers: the contenders.
@@ -198,10 +202,9 @@ def take_turns(
     lengths = [_steps_in(worker, block) for worker in workers]
     rounds = max(1, math.ceil(seconds / block))
     kept: dict[str, list[float]] = {worker.label: [] for worker in workers}
-    for turn in range(3 * rounds):
-        order = [(i + turn) % len(workers) for i in range(len(workers))]
-        for i in order:
-            worker, steps = workers[i], lengths[i]
+    rng = random.Random(0)
+    for _ in range(3 * rounds):
+        for worker, steps in rng.sample(list(zip(workers, lengths, strict=True)), len(workers)):
             worker.run(max(1, int(steps * WARM_SECONDS / block)))
             load = OtherLoad(worker.pid)
             taken = worker.run(steps)
@@ -211,8 +214,8 @@ def take_turns(
             break
     if min(map(len, kept.values())) < min(3, rounds):
         raise RuntimeError(
-            f"other programs took more than {tolerate:.0%} of the machine in nearly all blocks: measure when it "
-            f"is idle, or allow more with --tolerate"
+            f"other programs took more than {tolerate:.0%} of the machine in nearly all blocks: "
+            f"measure when it is idle, or allow more with --tolerate"
         )
     return kept
 

@@ -112,7 +112,7 @@ def read(workload: Workload, folder: Path) -> Given:
 
 
 def _flax_params(given: Given, params: Any) -> Any:
-    """The given weights under the names that a Flax model has for them (convolutions first, then in order)."""
+    """The given weights under a Flax model's names for them, which sort by kind and number."""
     return {
         name: {"kernel": kernel, "bias": bias}
         for name, (kernel, bias) in zip(sorted(params), given.layers, strict=True)
@@ -312,7 +312,8 @@ def pytorch(given: Given) -> Contender:
             layer.weight.copy_(torch.tensor(weight.copy()))
             layer.bias.copy_(torch.tensor(bias))
         modules += [layer, *after]
-    model = nn.Sequential(*modules[:-1]).to(memory_format=torch.channels_last)
+    model: Any = nn.Sequential(*modules[:-1])
+    model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
     batches = [
         (

@@ -94,7 +94,9 @@ def permute(positions: Any, size: int, seed: int, epoch: Any = 0, xp: ModuleType
         while outside(first).any():
             first = again(first)
         return first
-    return jax.lax.while_loop(lambda x: outside(x).any(), again, first) if a * b > size else first
+    # Also where nothing falls outside: XLA fuses nothing across a loop, and a network fused with the gather
+    # that follows would be computed anew for every pixel of every image.
+    return jax.lax.while_loop(lambda x: outside(x).any(), again, first)
 
 
 def divmod_product(i: Any, factor: int, size: int, xp: ModuleType = np) -> tuple[Any, Any]:

@@ -131,9 +131,9 @@ def banded_convolution(x_BHWC: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 class Conv(linen.Conv):
-    """`flax.linen.Conv`, computed by `convolve`: x [B, H, W, C] with ``kernel`` [kh, kw, C, F], plus ``bias`` [F].
+    """`flax.linen.Conv`, computed by `convolve`.
 
-    Parameters and their names are Linen's.
+    x [B, H, W, C] is correlated with ``kernel`` [kh, kw, C, F], and ``bias`` [F] is added.
     """
 
     conv_general_dilated: Any = convolve

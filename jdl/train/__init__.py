@@ -5,7 +5,7 @@ from jdl.train.fit import Fault, Fitted, Interrupted, Logger, fit
 from jdl.train.history import History, read_lines
 from jdl.train.hosts import connect
 from jdl.train.loggers import LiveCurves, ProgressBar, TensorBoard, print_lines
-from jdl.train.mesh import batch_sharding, distributed, make_mesh, state_shardings
+from jdl.train.mesh import Mode, batch_sharding, distributed, make_mesh, state_shardings
 from jdl.train.plots import plot_history, save_history
 from jdl.train.run import Loaded, ResumeError, Run, load
 from jdl.train.runtime import prepare
@@ -23,6 +23,7 @@ __all__ = [
     "LiveCurves",
     "Loaded",
     "Logger",
+    "Mode",
     "ProgressBar",
     "Restored",
     "ResumeError",

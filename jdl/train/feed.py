@@ -1,7 +1,8 @@
 """Batches on their way to the devices.
 
 Batches are a function of the step. Where they are a pytree with arrays (data that live on the device) the
-compiled step calls the function itself; otherwise the host calls it, a few steps ahead, on threads of its own.
+compiled step calls the function itself; otherwise the host calls it, a few steps ahead, on threads of its
+own.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class Feed:
     An error raised by the function comes out of `get` for the step that it belongs to.
     """
 
-    def __init__(self, batches: Callable[[int], Any], mesh: Mesh, start: int, stop: int, ahead: int = 4) -> None:
+    def __init__(
+        self, batches: Callable[[int], Any], mesh: Mesh, start: int, stop: int, ahead: int = 4
+    ) -> None:
         """Starts computing the batches from step ``start``, ``ahead`` of them at a time."""
         self._batches, self._mesh = batches, mesh
         self._next, self._stop = start, stop

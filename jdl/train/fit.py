@@ -22,7 +22,7 @@ from jdl.train.loop import Evaluator, Logger, Loop, Plan
 from jdl.train.mesh import Mode, check_batch, make_mesh
 from jdl.train.program import build, first_batch, is_device_side
 from jdl.train.run import Run, machine
-from jdl.train.stopping import Fault, Interrupted, Signals, Watch
+from jdl.train.stopping import Fault, Interrupted, Signals, Watch, unmeasured
 
 
 class Fitted(NamedTuple):
@@ -74,7 +74,7 @@ def fit(
         learner: how to learn.
         batches: ``step -> batch``, a pure function. A pytree with the data as leaves (`jdl.data.shuffled`, or
             a `jax.tree_util.Partial`) is called on the device inside the compiled step; any other on the host
-            ahead of time. With several processes each gives its own rows of the batch.
+            ahead of time, on two threads. With several processes each gives its own rows of the batch.
         steps: steps to train in all, those done before included.
         key: the key, or a seed, that everything random follows from.
         evaluation: batches by index, with a length (`jdl.data.in_order`), or a dictionary of several such by
@@ -85,11 +85,13 @@ def fit(
         evaluate_every: steps between evaluations; a tenth of all when None.
         log_every: steps between training records; a hundredth of all when None. Each is the mean over the
             steps since the one before.
-        monitor: ``"min loss"``, ``"max accuracy"``, ... of the first evaluation set; the learner's own when None.
+        monitor: ``"min loss"``, ``"max accuracy"``, ... of the first evaluation set; the learner's own when
+            None.
         patience: stop after this many evaluations without a better one, and use the best variables.
         run: the folder to keep the run in; nothing is written when None.
         loggers: functions of each record: a dictionary with ``step``, ``split`` and metrics. A record whose
-            split is "progress" comes a few times a second and is not part of the history.
+            split is "progress" comes a few times a second, and one whose split is "message" has a ``text`` for
+            the user; neither is part of the history. A message goes to stderr unless a logger returns True.
         mesh: the devices, as in `jdl.train.make_mesh`; all of them when None.
         mode: "jit" (the compiler splits the work), "shard_map" or "pmap".
         several_steps: whether one dispatch may hold several steps; chosen by the backend when None.
@@ -124,7 +126,9 @@ def fit(
     key = key if isinstance(key, jax.Array) else jax.random.key(key)
 
     first = _checked_first("training", batches, learner, mesh)
-    firsts = {name: _checked_first(f"the evaluation set {name!r}", s, learner, mesh) for name, s in sets.items()}
+    firsts = {
+        name: _checked_first(f"the evaluation set {name!r}", s, learner, mesh) for name, s in sets.items()
+    }
     batches = _on_devices(batches, mesh)
     sets = {name: _on_devices(s, mesh) for name, s in sets.items()}
     both = {name: (sets[name], place(firsts[name], mesh)) for name in sets}
@@ -223,7 +227,7 @@ def _on_devices(batches: Any, mesh: Mesh) -> Any:
 def _check_monitor(metric: str, measures: Mapping[str, list[str]], evaluators: Sequence[Evaluator]) -> None:
     measured = next(iter(measures.values()), [metric])
     if metric not in measured and not evaluators:
-        raise ValueError(f"monitor names {metric!r}, and evaluation measures {', '.join(measured)}")
+        raise ValueError(unmeasured(metric, measured))
 
 
 __all__ = ["Evaluator", "Fault", "Fitted", "Interrupted", "Logger", "fit"]

@@ -56,7 +56,11 @@ def to_json(value: Any) -> Any:
         return {name: to_json(x) for name, x in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_json(x) for x in value]
-    if isinstance(value, (np.ndarray, np.generic)) or hasattr(value, "__jax_array__") or hasattr(value, "tolist"):
+    if (
+        isinstance(value, (np.ndarray, np.generic))
+        or hasattr(value, "__jax_array__")
+        or hasattr(value, "tolist")
+    ):
         return np.asarray(value).tolist()
     return value
 

@@ -1,4 +1,4 @@
-"""Where records go beside the metrics file: a progress bar, TensorBoard, curves in a notebook, plain lines."""
+"""Where records go beside the metrics file: a progress bar, TensorBoard, live curves, plain lines."""
 
 from __future__ import annotations
 
@@ -105,7 +105,9 @@ class TensorBoard:
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
-            raise ImportError('TensorBoard files need tensorboardX: pip install -e ".[experiments]"') from None
+            raise ImportError(
+                'TensorBoard files need tensorboardX: pip install -e ".[experiments]"'
+            ) from None
         self._writer: Any = SummaryWriter(str(folder))
 
     def __call__(self, record: Record) -> None:

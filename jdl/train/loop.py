@@ -29,7 +29,7 @@ Evaluator = Callable[[Callable[[Any], Any], Any], Mapping[str, Any] | None]
 """``predict, batches -> numbers by name``, on the host."""
 
 DISPATCH_SECONDS = 0.1
-"""Time that one dispatch of several steps should take: long beside the host's work, short beside a person's."""
+"""Time that one dispatch of several steps should take: long for the host's work, short for a person."""
 
 
 class Plan(NamedTuple):
@@ -127,9 +127,8 @@ class Loop:
         assert self.run is not None
         notice = self.run.check(restored.meta, self.machine)
         if restored.step > self.plan.steps:
-            raise ResumeError(
-                f"{self.run.folder} holds a run of {restored.step} steps, more than the {self.plan.steps} asked for"
-            )
+            done = f"{self.run.folder} holds a run of {restored.step} steps"
+            raise ResumeError(f"{done}, more than the {self.plan.steps} asked for")
         try:
             self.watch.resume(restored.meta["progress"])
         except ValueError as error:
@@ -175,7 +174,8 @@ class Loop:
             rate = {"steps_per_second": self.clock.rate_since_log()}
             self._record({"step": done.step, "split": "train", **summarize(done.sums), **rate})
         elif self.loggers and self.clock.progress_due():
-            self._log({"step": done.step, "split": "progress", "steps": self.plan.steps, **summarize(done.sums)})
+            progress = {"split": "progress", "steps": self.plan.steps}
+            self._log({"step": done.step, **progress, **summarize(done.sums)})
 
     def _at_boundary(self) -> None:
         if self.step % self.plan.evaluate_every == 0 or self.step == self.plan.steps:
@@ -240,7 +240,8 @@ class Loop:
         """Why training ended."""
         watch = self.watch
         if self.step < self.plan.steps:
-            return f"no better {watch.metric} in {watch.waited} evaluations since step {watch.best.get('step', 0)}"
+            since = watch.best.get("step", 0)
+            return f"no better {watch.metric} in {watch.waited} evaluations since step {since}"
         return f"all {self.plan.steps} steps are done"
 
     def _describe(self, found: Found) -> str:

@@ -99,7 +99,8 @@ def check_batch(batch: PyTree, mesh: Mesh, processes: int = 1) -> int:
     if size == 0 or size % mesh.size:
         raise ValueError(
             f"a batch of {size} examples cannot be split evenly over {mesh.size} devices: "
-            f"use a multiple of {mesh.size}, or fewer devices (mesh={f'{AXIS}:{math.gcd(size, mesh.size)}'!r})"
+            f"use a multiple of {mesh.size}, or fewer devices "
+            f"(mesh={f'{AXIS}:{math.gcd(size, mesh.size)}'!r})"
         )
     return size
 
@@ -171,17 +172,17 @@ def distributed(step: Step, mesh: Mesh, mode: Mode, state: PyTree) -> Step:
             step, mesh=mesh, in_specs=(specs, P(AXIS)), out_specs=(specs, P()), check_vma=False
         )
     devices = mesh.devices.size
-    axes = jax.tree.map(lambda spec: None if spec == P() else 0, specs, is_leaf=lambda x: isinstance(x, P))
-    flat_axes, structure = jax.tree.flatten(axes, is_leaf=lambda x: x is None)
+
+    def is_spec(x: Any) -> bool:
+        return isinstance(x, P)
+
+    axes = jax.tree.map(lambda spec: None if spec == P() else 0, specs, is_leaf=is_spec)
 
     def split(x: Any) -> Any:
         return x.reshape(devices, x.shape[0] // devices, *x.shape[1:])
 
     def on_carry(function: Callable[[Any], Any], state: PyTree) -> PyTree:
-        leaves = structure.flatten_up_to(state)
-        return structure.unflatten(
-            [x if axis is None else function(x) for axis, x in zip(flat_axes, leaves, strict=True)]
-        )
+        return jax.tree.map(lambda spec, x: x if spec == P() else function(x), specs, state, is_leaf=is_spec)
 
     mapped = jax.pmap(
         step, axis_name=AXIS, in_axes=(axes, 0), out_axes=(axes, None), devices=list(mesh.devices.flat)

@@ -41,7 +41,9 @@ def plot_history(history: History, metrics: list[str] | None = None, *, title: s
             if not steps:
                 continue
             few = len(steps) < 30
-            axes.plot(steps, np.asarray(values, float), label=split, lw=1.4, marker="o" if few else None, ms=3)
+            axes.plot(
+                steps, np.asarray(values, float), label=split, lw=1.4, marker="o" if few else None, ms=3
+            )
         if metric == "accuracy":
             axes.set_ylim(0, 1.02)
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")

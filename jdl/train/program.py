@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jdl.core import FAULTS, Learner, Metrics, PyTree, Variables, add
-from jdl.train.feed import Feed, is_resident, place
+from jdl.train.feed import Feed, is_resident
 from jdl.train.mesh import Mode, batch_sharding, distributed, state_shardings
 
 
@@ -37,9 +37,9 @@ class Program(NamedTuple):
     Attributes:
         state: shapes and shardings of the state.
         init: the state to start from.
-        advance: ``state, sums, source, start, stop -> state, sums, found``: steps start..stop-1, their metrics
-            added to the sums; the state's memory is reused. ``source`` are the batches, or where the host
-            calls them one batch, and then it is one step.
+        advance: ``state, sums, source, start, stop -> state, sums, found``: steps start..stop-1, their
+            metrics added to the sums; the state's memory is reused. ``source`` are the batches, or where the
+            host calls them one batch, and then it is one step.
         zeros: sums of no step.
         evaluate: by name of a set, ``variables -> metrics`` of all of it.
         measures: by name of a set, the metrics that ``evaluate`` gives.
@@ -157,37 +157,47 @@ def first_batch(batches: Any) -> Any:
 def _advance(step: Callable[..., Any], mesh: Mesh, resident: bool, loop: bool) -> Callable[..., Any]:
     """The function ``state, sums, source, start, stop -> state, sums, found``."""
 
-    def one(state: PyTree, sums: Metrics, found: Found, batch: Any, i: Any) -> tuple[PyTree, Metrics, Found]:
-        state, metrics = step(state, batch)
-        faults = metrics.get(FAULTS, {})
-        is_first = (found.step < 0) & (sum(faults.values(), jnp.zeros((), jnp.int32)) > 0)
-
-        # Under a condition, since it reads the whole state.
-        def at_fault(state: PyTree) -> Found:
-            finite = [jnp.isfinite(x).all() for _, x in _floats(state)]
-            return Found(jnp.asarray(i, jnp.int32), faults, jnp.stack([*finite, jnp.asarray(True)])[:-1])
-
-        return state, add(sums, metrics), jax.lax.cond(is_first, at_fault, lambda state: found, state)
-
-    def none(state: PyTree, sums: Metrics) -> Found:
-        faults = jax.tree.map(jnp.zeros_like, sums.get(FAULTS, {}))
-        return Found(jnp.asarray(-1, jnp.int32), faults, jnp.ones(len(_floats(state)), bool))
-
     def split(batch: Any) -> Any:
         return jax.lax.with_sharding_constraint(dict(batch), batch_sharding(mesh))
 
-    def several(state: PyTree, sums: Metrics, batches: Any, start: Any, stop: Any) -> Any:
-        def body(i: Any, so_far: Any) -> Any:
-            return one(*so_far, split(batches(i)), i)
-
-        return jax.lax.fori_loop(start, stop, body, (state, sums, none(state, sums)))
-
     def single(state: PyTree, sums: Metrics, source: Any, start: Any, stop: Any) -> Any:
         del stop
-        batch = split(source(start)) if resident else source
-        return one(state, sums, none(state, sums), batch, start)
+        state, metrics = step(state, split(source(start)) if resident else source)
+        return state, add(sums, metrics), _found(start, metrics.get(FAULTS, {}), state)
+
+    def several(state: PyTree, sums: Metrics, batches: Any, start: Any, stop: Any) -> Any:
+        """Ends at the first step at fault, whatever comes after it."""
+
+        def goes_on(so_far: Any) -> jax.Array:
+            i, _, _, faults = so_far
+            return (i < stop) & (_total(faults) == 0)
+
+        def body(so_far: Any) -> Any:
+            i, state, sums, _ = so_far
+            state, metrics = step(state, split(batches(i)))
+            return i + 1, state, add(sums, metrics), metrics.get(FAULTS, {})
+
+        none = jax.tree.map(jnp.zeros_like, sums.get(FAULTS, {}))
+        begin = (jnp.asarray(start, jnp.int32), state, sums, none)
+        i, state, sums, faults = jax.lax.while_loop(goes_on, body, begin)
+        return state, sums, _found(i - 1, faults, state)
 
     return several if loop else single
+
+
+def _found(step: Any, faults: dict[str, jax.Array], state: PyTree) -> Found:
+    at_fault = _total(faults) > 0
+
+    def finite(state: PyTree) -> jax.Array:
+        return jnp.stack([*[jnp.isfinite(x).all() for _, x in _floats(state)], jnp.asarray(True)])[:-1]
+
+    # Under a condition, since it reads the whole state.
+    every = jax.lax.cond(at_fault, finite, lambda state: jnp.ones(len(_floats(state)), bool), state)
+    return Found(jnp.where(at_fault, step, -1).astype(jnp.int32), faults, every)
+
+
+def _total(faults: dict[str, jax.Array]) -> jax.Array:
+    return sum(faults.values(), jnp.zeros((), jnp.int32))
 
 
 def _evaluator(

@@ -1,4 +1,4 @@
-"""A run's folder: its configuration, checkpoints, metrics file and pictures, and the rules for going on with it."""
+"""A run's folder: settings, checkpoints, metrics file and pictures, and the rules for going on with it."""
 
 from __future__ import annotations
 
@@ -111,7 +111,9 @@ class Run:
                 "Go on with the old ones, or choose another folder."
             )
         then = meta["machine"]
-        differs = [f"{name} {then.get(name)} then, {now[name]} now" for name in now if then.get(name) != now[name]]
+        differs = [
+            f"{name} {then.get(name)} then, {now[name]} now" for name in now if then.get(name) != now[name]
+        ]
         return f"another shape of machine ({', '.join(differs)}): the last bits may differ" if differs else ""
 
     def begin(self, history: History) -> None:

@@ -1,6 +1,6 @@
 """Prepares a process for training: memory, compiler flags, compilation cache.
 
-These are choices for a whole process, so they are made by one call at the top of a script, never by an import.
+These are choices for a whole process, so one call at the top of a script makes them, never an import.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def prepare(*, compilation_cache: bool = True) -> None:
     """Makes this process fast; call it before anything is computed.
 
     - Compiled programs are kept on disk, so that the next process starts without compiling.
-    - XLA:CPU frees its scratch memory after every step, and the C library would hand it back to the system, to be
-      cleared page by page in the next: it is told to keep it. (Two thirds of a small GPT's step otherwise.)
+    - XLA:CPU frees its scratch memory after every step, and the C library would hand it back to the system,
+      to be cleared page by page in the next: it is told to keep it.
     - XLA:CPU gets the flags in `CPU_FLAGS`.
 
     On an accelerator only the cache is set up. JDL_PLAIN=1 in the environment undoes all of it.
@@ -47,7 +47,7 @@ def prepare(*, compilation_cache: bool = True) -> None:
     """
     if os.environ.get(PLAIN):
         return
-    if compilation_cache and not jax.config.jax_compilation_cache_dir:
+    if compilation_cache and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -60,7 +60,7 @@ def prepare(*, compilation_cache: bool = True) -> None:
 
 def _expects_cpu() -> bool:
     """Whether JAX will run on the CPU, told without starting it."""
-    platforms = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms
+    platforms = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms  # type: ignore[attr-defined]
     if platforms:
         return platforms.split(",")[0] == "cpu"
     accelerators = ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0", "/dev/kfd")
@@ -88,7 +88,9 @@ def _is_known(flag: str) -> bool:
     if flag not in known:
         script = "import jax; jax.devices()"
         environment = {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
-        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, check=False
+        )
         known[flag] = done.returncode == 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

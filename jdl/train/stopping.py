@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -24,6 +24,11 @@ class Fault(RuntimeError):
 
 class Interrupted(SystemExit):
     """Training was told to stop (SIGINT, SIGTERM), saved its state and left."""
+
+
+def unmeasured(metric: str, measured: Iterable[str]) -> str:
+    """Says that a metric to watch is not one of those measured."""
+    return f"monitor names {metric!r}, and evaluation measures {', '.join(measured) or 'nothing'}"
 
 
 class Watch:
@@ -60,8 +65,9 @@ class Watch:
             ValueError: if the record does not have the metric.
         """
         if self.metric not in record:
-            measured = ", ".join(name for name in record if name not in ("step", "split"))
-            raise ValueError(f"monitor names {self.metric!r}, and evaluation measures {measured or 'nothing'}")
+            raise ValueError(
+                unmeasured(self.metric, [name for name in record if name not in ("step", "split")])
+            )
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
             value = self._sign * float(np.nanmax(self._sign * np.asarray(record[self.metric], np.float64)))
         self._latest = (step, value)
@@ -91,7 +97,8 @@ class Watch:
             ValueError: if that watched something else.
         """
         if progress["monitor"] != self.monitor:
-            raise ValueError(f"the run was monitored by {progress['monitor']!r} and is now by {self.monitor!r}")
+            before = progress["monitor"]
+            raise ValueError(f"the run was monitored by {before!r} and is now by {self.monitor!r}")
         self.best, self.waited = dict(progress["best"]), progress["waited"]
 
 

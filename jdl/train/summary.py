@@ -1,6 +1,7 @@
 """What a task computes, layer by layer, read from its jaxpr: shapes, parameters, multiply-adds.
 
-Nothing is run, and the model may be any pure function; layers are the name scopes that Flax leaves in a jaxpr.
+Nothing is run, and the model may be any pure function: layers are the name scopes that Flax leaves in a
+jaxpr.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ class Summary(NamedTuple):
 def summary(task: Task, batch: Batch) -> Summary:
     """Shapes, parameters and multiply-adds of a task's prediction, an example of the batch at a time.
 
-    Products and convolutions count, elementwise work does not, as in the papers' tables. Of a loop whose number of
-    turns is not known (`jax.lax.while_loop`) one turn counts; of a choice the dearest branch; of a formulation by
-    platform the cheapest, which is the textbook's.
+    Products and convolutions count, elementwise work does not, as in the papers' tables. Of a loop whose
+    number of turns is not known (`jax.lax.while_loop`) one turn counts; of a choice the dearest branch; of a
+    formulation by platform the cheapest, which is the textbook's.
 
     Args:
         task: a task.

@@ -132,7 +132,10 @@ def test_a_checkpoint_of_another_model_is_refused(trained, tmp_path):
     folder, _ = trained
     learner = images.recipe(mlp.model(mlp.Config()), data.Preprocess(), mlp.Config())
     batch = {"inputs": np.zeros((1, 8, 8, 1), np.uint8), "labels": np.zeros(1, np.int32)}
-    with pytest.raises(train.CheckpointMismatch, match=r"Dense_0/kernel: float32\[400, 120\] stored, float32\[64, 300\] asked"):
+    with pytest.raises(
+        train.CheckpointMismatch,
+        match=r"Dense_0/kernel: float32\[400, 120\] stored, float32\[64, 300\] asked",
+    ):
         train.load(folder / "runs/short", learner, batch)
     other = tmp_path / "mlp"
     other.mkdir()
@@ -143,8 +146,9 @@ def test_a_checkpoint_of_another_model_is_refused(trained, tmp_path):
 
 def test_options_reach_the_program(tmp_path):
     config = mlp.Config(
-        hidden=(32,), steps=100, learning_rate=1e-2, shift=0, averaging=0.9, accumulate=2, dtype="bfloat16", label_smoothing=0.1, dropout=0.1,
-        execution=cli.Execution(run=str(tmp_path / "run"), mesh="data:2", mode="shard_map", quiet=True, tensorboard=True),
+        hidden=(32,), steps=100, learning_rate=1e-2, shift=0, averaging=0.9, accumulate=2,
+        dtype="bfloat16", label_smoothing=0.1, dropout=0.1,
+        execution=cli.Execution(str(tmp_path / "run"), "data:2", "shard_map", quiet=True, tensorboard=True),
     )  # fmt: skip
     outcome = mlp.main(config)
     assert outcome.test["accuracy"] > 0.6

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,9 @@ class Pair:
         self.folder, port = folder, free_port()
         # One device each. The proxy is nobody's business between processes of one machine.
         environment = {
-            name: value for name, value in os.environ.items() if "proxy" not in name.lower() and name != "XLA_FLAGS"
+            name: value
+            for name, value in os.environ.items()
+            if "proxy" not in name.lower() and name != "XLA_FLAGS"
         }
         self.logs = [folder.with_name(f"{folder.name}-{time.time_ns()}-{i}.txt") for i in range(2)]
         self.processes = []
@@ -46,7 +47,14 @@ class Pair:
             with log.open("w") as file:
                 self.processes.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", "tests.train.worker", f"localhost:{port}", str(i), json.dumps(settings)],
+                        [
+                            sys.executable,
+                            "-m",
+                            "tests.train.worker",
+                            f"localhost:{port}",
+                            str(i),
+                            json.dumps(settings),
+                        ],
                         cwd=ROOT,
                         env=environment,
                         stdout=file,
@@ -81,12 +89,12 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What two processes come to that nobody disturbs."""
     folder = tmp_path_factory.mktemp("pair") / "run"
     pair = Pair(folder)
     assert pair.wait() == [0, 0], pair.said(0) + pair.said(1)
-    yield {**json.loads(Path(str(folder) + ".json").read_text()), "folder": folder}
+    return {**json.loads(Path(str(folder) + ".json").read_text()), "folder": folder}
 
 
 def test_two_processes_are_one(unbroken: dict[str, Any]) -> None:
@@ -104,7 +112,9 @@ def test_two_processes_are_one(unbroken: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_lost_process_ends_the_other_in_a_sentence(lost: int, unbroken: dict[str, Any], tmp_path: Path) -> None:
+def test_a_lost_process_ends_the_other_in_a_sentence(
+    lost: int, unbroken: dict[str, Any], tmp_path: Path
+) -> None:
     pair = Pair(tmp_path / "run", pause=0.02)
     pair.wait_for_step(50)
     pair.processes[lost].kill()
@@ -125,6 +135,20 @@ def test_a_lost_process_ends_the_other_in_a_sentence(lost: int, unbroken: dict[s
     assert "going on from step" in again.said(0)
     result = json.loads((tmp_path / "run.json").read_text())
     assert result == {name: x for name, x in unbroken.items() if name != "folder"}
+
+
+def test_a_process_lost_while_the_other_is_busy(tmp_path: Path) -> None:
+    """No collective fails, and the coordination service would abort the process that is left."""
+    pair = Pair(tmp_path / "run", pause=100)
+    pair.wait_for_step(5)
+    pair.processes[1].kill()
+    begin = time.time()
+    try:
+        assert pair.processes[0].wait(60) == train.hosts.LOST, pair.said(0)
+    finally:
+        pair.end()
+    assert time.time() - begin < 40
+    assert pair.said(0).count("process 0 of 2: another process is gone") == 1, pair.said(0)
 
 
 def test_an_error_of_one_process_ends_both(tmp_path: Path) -> None:

@@ -136,7 +136,10 @@ def flip(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("damage", [truncate, delete, flip])
 def test_damaged_checkpoint(
-    damage: Callable[[Path], None], unbroken: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damage: Callable[[Path], None],
+    unbroken: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     stopped(tmp_path, 75)
     latest = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal())
@@ -176,7 +179,9 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
         start(tmp_path, steps=10, monitor="min loss")
     with pytest.raises(train.ResumeError, match="holds a run of 10 steps, more than the 5 asked for"):
         start(tmp_path, steps=5)
-    with pytest.raises(train.CheckpointMismatch, match=r"is the state of another model \(state/.*stored.*asked"):
+    with pytest.raises(
+        train.CheckpointMismatch, match=r"is the state of another model \(state/.*stored.*asked"
+    ):
         start(tmp_path, steps=10, net={"width": 64}, run={"config": {"rate": 0.01, "net": None}})
     assert ((tmp_path / "metrics.jsonl").read_text(), (tmp_path / "config.json").read_text()) == before
 
@@ -199,7 +204,9 @@ def test_another_shape_of_machine_goes_on_and_says_so(
         fitted = start(folder, net={"dropout": 0.0}, mesh=mesh)
         said = capsys.readouterr().err
         assert f"another shape of machine (mesh data:1 then, {mesh} now): the last bits may differ" in said
-        for one, other in zip(jax.tree.leaves(whole.variables), jax.tree.leaves(fitted.variables), strict=True):
+        for one, other in zip(
+            jax.tree.leaves(whole.variables), jax.tree.leaves(fitted.variables), strict=True
+        ):
             np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-4)
 
 
@@ -250,7 +257,10 @@ def test_second_interrupt_ends_at_once(tmp_path: Path) -> None:
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if mounted.returncode:
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
@@ -285,5 +295,7 @@ def test_full_disk_for_the_metrics_file(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("jdl.train.run.append_line", full)
-    with pytest.raises(OSError, match=r"metrics.jsonl cannot be written: No space left on device; training stops"):
+    with pytest.raises(
+        OSError, match=r"metrics.jsonl cannot be written: No space left on device; training stops"
+    ):
         run.log({"step": 1})

@@ -19,9 +19,19 @@ print(float(jax.jit(lambda x: x * 2)(21.0)))
 
 
 def prepared(tmp_path, **environment):
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_COMPILATION", "JDL"))}
-    environment = {**inherited, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JDL_CACHE": str(tmp_path), **environment}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=120)
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("JAX_COMPILATION", "JDL"))
+    }
+    environment = {
+        **inherited,
+        "XLA_FLAGS": "",
+        "JAX_PLATFORMS": "cpu",
+        "JDL_CACHE": str(tmp_path),
+        **environment,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     cache, flags, result = done.stdout.splitlines()
     assert float(result) == 42

@@ -1,4 +1,4 @@
-"""A small training run with BatchNorm, dropout and Adam: ``python -m tests.train.training '{"folder": ...}'``."""
+"""A small training run with BatchNorm, dropout and Adam: ``python -m tests.train.training '{...}'``."""
 
 from __future__ import annotations
 
