@@ -28,6 +28,8 @@ LECUN_1998 = (
     'LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition", '
     "Proceedings of the IEEE 86(11), 1998"
 )
+LECUN_TABLE = "the results table of the MNIST home page, which quotes the paper"
+
 SPLITS = {
     "digits": "UCI 8x8 digits, 1,437 training and 360 test images (stratified)",
     "mnist": "MNIST, 60,000 training and 10,000 test images",
@@ -65,21 +67,21 @@ RECIPES = {
         lenet.main,
         on_mnist(lenet.Config()),
         "LeNet-5 on MNIST",
-        ledger.Published(0.95, "section III.B, LeNet-5 without distortions", "recalled"),
+        ledger.Published(0.95, LECUN_TABLE, "verified"),
         "Today's layout (ReLU, max-pooling) and optimiser (AdamW, cosine, averaged weights), 20 passes.",
     ),
     "lenet1998_mnist": Recipe(
         lenet.main,
         on_mnist(lenet.Config(layout="1998")),
         "LeNet-5 on MNIST, the paper's network",
-        ledger.Published(0.95, "section III.B, LeNet-5 without distortions", "recalled"),
+        ledger.Published(0.95, LECUN_TABLE, "verified"),
         "The paper's 60,000 parameters, with random output codes, cross-entropy and AdamW, 20 passes.",
     ),
     "mlp_mnist": Recipe(
         mlp.main,
         on_mnist(mlp.Config(learning_rate=1e-3, dropout=0.2)),
         "MLP 300-100 on MNIST",
-        ledger.Published(3.05, "section III.C, 28x28-300-100-10 network", "recalled"),
+        ledger.Published(3.05, LECUN_TABLE, "verified"),
         "ReLU, dropout 0.2 and AdamW, 20 passes; the paper's network had tanh units and squared error.",
     ),
 }
@@ -105,7 +107,9 @@ def measure(name: str, seed: int, folder: Path) -> dict[str, Any]:
     return found
 
 
-def result(name: str, seeds: Sequence[int], found: Sequence[dict[str, Any]]) -> ledger.Result:
+def result(
+    name: str, seeds: Sequence[int], found: Sequence[dict[str, Any]], *, busy: bool = False
+) -> ledger.Result:
     """The ledger's entry for the seeds measured."""
     recipe = RECIPES[name]
     experiment = recipe.main.__module__
@@ -132,16 +136,23 @@ def result(name: str, seeds: Sequence[int], found: Sequence[dict[str, Any]]) -> 
         energy_how=found[0]["energy_how"],
         device=ledger.device_description(),
         date=datetime.date.today().isoformat(),
-        note=recipe.note,
+        note=f"{recipe.note} The machine ran other work too: times are upper bounds.".strip()
+        if busy
+        else recipe.note,
     )
 
 
 def main(
-    names: Sequence[str], seeds: Sequence[int] = (0, 1, 2), folder: str | Path = "runs/reproduce"
+    names: Sequence[str],
+    seeds: Sequence[int] = (0, 1, 2),
+    folder: str | Path = "runs/reproduce",
+    *,
+    busy: bool = False,
 ) -> None:
     """Measures each recipe on each seed, and records it."""
     for name in names:
-        entry = result(name, seeds, [measure(name, seed, Path(folder)) for seed in seeds])
+        found = [measure(name, seed, Path(folder)) for seed in seeds]
+        entry = result(name, seeds, found, busy=busy)
         ledger.record(entry)
         print(f"{entry.title}: {statistics.fmean(entry.values):.2f} % test error over {len(seeds)} seeds")
 
@@ -155,9 +166,10 @@ if __name__ == "__main__":
     parser.add_argument("names", nargs="*", choices=[[], *RECIPES], help="results to reproduce")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--folder", default="runs/reproduce", help="where the runs are kept")
+    parser.add_argument("--busy", action="store_true", help="note that the machine runs other work too")
     arguments = parser.parse_args()
     if not arguments.names:
         print("\n".join(f"{name:<18} {recipe.title}" for name, recipe in RECIPES.items()))
     train.prepare()
     with cli.sentences():
-        main(arguments.names, arguments.seeds, arguments.folder)
+        main(arguments.names, arguments.seeds, arguments.folder, busy=arguments.busy)
