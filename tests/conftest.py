@@ -56,7 +56,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Says how many tests were not run for want of a reference or of data."""
+    """Says what the contract costs each model, and how many tests lacked a reference or data."""
+    costs: dict[str, float] = {}
+    for report in [report for reports in terminalreporter.stats.values() for report in reports]:
+        for name, value in getattr(report, "user_properties", ()):
+            if name == "contract":
+                costs[value] = costs.get(value, 0.0) + report.duration
+    if costs:
+        each = ", ".join(f"{model} {seconds:.1f} s" for model, seconds in costs.items())
+        terminalreporter.write_line(f"contract suite: {each}")
     skipped = terminalreporter.stats.get("skipped", [])
     parity = sum("parity" in report.keywords for report in skipped)
     if parity:

@@ -41,7 +41,7 @@ def averaged(learner: Learner, decay: float = 0.999) -> Learner:
         Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992; the correction is
         that of Kingma and Ba, "Adam", 2015, section 3.
     """
-    if not 0 <= decay < 1:
+    if not isinstance(decay, jax.core.Tracer) and not 0 <= decay < 1:
         raise ValueError(f"decay must be at least 0 and below 1; got {decay}")
 
     def init(key: Array, batch: Batch) -> Averaged:
@@ -211,7 +211,9 @@ def sweep(make: Callable[..., Learner], points: Mapping[str, Any]) -> Learner:
         learners = jax.tree.map(freeze, learners, state.learners)
         metrics = jax.tree.map(lambda x: freeze(x, jnp.zeros_like(x)), metrics)
         metrics["diverged"] = Mean((~alive).sum(dtype=jnp.float32), jnp.ones((), jnp.float32))
-        metrics[FAULTS] = {"every point of the sweep diverged": (~alive).all().astype(jnp.int32)}
+        none_left = (~alive).all()
+        each_fault = {name: jnp.where(none_left, count.sum(), 0) for name, count in faults.items()}
+        metrics[FAULTS] = {"every point of the sweep diverged": none_left.astype(jnp.int32), **each_fault}
         return Sweep(learners, state.points, state.step + 1, diverged_at), metrics
 
     def evaluate(variables: Variables, batch: Batch, key: Array) -> Metrics:

@@ -36,10 +36,10 @@ class Subsampling(linen.Module):
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         """[B, H, W, C] to [B, H/2, W/2, C]."""
         C = x_BHWC.shape[-1]
-        coefficient = self.param("coefficient", linen.initializers.ones, (1, 1, 1, C))
-        bias = self.param("bias", linen.initializers.zeros, (1, 1, 1, C))
+        coefficient = self.param("coefficient", linen.initializers.ones, (C,)).astype(x_BHWC.dtype)
+        bias = self.param("bias", linen.initializers.zeros, (C,)).astype(x_BHWC.dtype)
         x_BHWC = avg_pool(x_BHWC, (2, 2))
-        return scaled_tanh(x_BHWC * coefficient.astype(x_BHWC.dtype) + bias.astype(x_BHWC.dtype))
+        return scaled_tanh(x_BHWC * coefficient.reshape(1, 1, 1, C) + bias.reshape(1, 1, 1, C))
 
 
 class PartialConv(linen.Module):
@@ -52,12 +52,21 @@ class PartialConv(linen.Module):
         """[B, 14, 14, 6] to [B, 10, 10, 16]."""
         # Position of each connection in a full kernel [..., 6 * 16].
         positions = [16 * below + above for above, seen in enumerate(C3_CONNECTIONS) for below in seen]
-        kernel = self.param("kernel", linen.initializers.lecun_normal(), (5, 5, len(positions)))
+        kernel = self.param("kernel", _c3_normal, (5, 5, len(positions)))
         full = jnp.zeros((5, 5, 6 * 16), kernel.dtype).at[:, :, jnp.asarray(positions)].set(kernel)
         full = full.reshape(5, 5, 6, 16).astype(x_BHWC.dtype)
-        bias = self.param("bias", linen.initializers.zeros, (1, 1, 1, 16)).astype(x_BHWC.dtype)
+        bias = self.param("bias", linen.initializers.zeros, (16,)).astype(x_BHWC.dtype)
         dimensions = ("NHWC", "HWIO", "NHWC")
-        return convolve(x_BHWC, full, (1, 1), "VALID", dimension_numbers=dimensions) + bias
+        y_BHWC = convolve(x_BHWC, full, (1, 1), "VALID", dimension_numbers=dimensions)
+        return y_BHWC + bias.reshape(1, 1, 1, 16)
+
+
+def _c3_normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """LeCun's initialisation of C3: each map's variance is one over the number of its own inputs."""
+    inputs = np.concatenate([np.full(len(seen), 25 * len(seen)) for seen in C3_CONNECTIONS])
+    return jax.random.truncated_normal(key, -2, 2, shape) * jnp.asarray(inputs**-0.5, jnp.float32).reshape(
+        1, 1, -1
+    )
 
 
 def output_codes(num_classes: int) -> np.ndarray:

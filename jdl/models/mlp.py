@@ -28,6 +28,7 @@ class MLP(linen.Module):
         dtype: of the computation; parameters stay float32.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> model = MLP((300, 100, 10))
         >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
         >>> sum(x.size for x in jax.tree.leaves(variables))

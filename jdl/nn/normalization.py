@@ -57,7 +57,7 @@ class BatchNorm(linen.Module):
         Args:
             x: [..., C].
             train: use, and remember, the batch's statistics.
-            mask: optional weights of the positions, broadcastable to x without its last axis; positions of
+            mask: weights of the positions, broadcastable to x without its last axis; positions of
                 weight 0 do not count in the statistics.
 
         Returns:

@@ -72,7 +72,7 @@ def activations(module: Any, variables: Variables, inputs: Any) -> dict[str, Any
         >>> model, inputs = MLP((8, 3)), jnp.ones((2, 5))
         >>> seen = activations(model, model.init(jax.random.key(0), inputs), inputs)
         >>> {name: x.shape for name, x in seen.items()}
-        {'Dense_0': (2, 8), 'Dense_1': (2, 3)}
+        {'Dense_0': (2, 8), 'Dropout_0': (2, 8), 'Dense_1': (2, 3)}
     """
     _, captured = module.apply(
         variables, inputs, train=False, capture_intermediates=True, mutable=["intermediates"]

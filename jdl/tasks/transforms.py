@@ -78,7 +78,8 @@ def mixed_precision(task: Task, dtype: Any = jnp.bfloat16) -> Task:
     has float32's exponent and needs no loss scaling.
 
     Args:
-        task: a task whose module computes in the type of its inputs (``dtype=None`` or ``dtype``).
+        task: a task whose module computes in the type of its inputs (``dtype=None`` or ``dtype``). Raw bytes
+            have no type to compute in, so `preprocessed` goes around it, not inside.
         dtype: the type to compute in.
 
     Returns:

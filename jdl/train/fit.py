@@ -90,8 +90,8 @@ def fit(
         patience: stop after this many evaluations without a better one, and use the best variables.
         run: the folder to keep the run in; nothing is written when None.
         loggers: functions of each record: a dictionary with ``step``, ``split`` and metrics. A record whose
-            split is "progress" comes a few times a second, and one whose split is "message" has a ``text`` for
-            the user; neither is part of the history. A message goes to stderr unless a logger returns True.
+            split is "progress" comes a few times a second, and one whose split is "message" has a ``text``
+            for the user; neither is part of the history. Unless a logger returns True, stderr shows messages.
         mesh: the devices, as in `jdl.train.make_mesh`; all of them when None.
         mode: "jit" (the compiler splits the work), "shard_map" or "pmap".
         several_steps: whether one dispatch may hold several steps; chosen by the backend when None.

@@ -121,7 +121,7 @@ def state_specs(state: PyTree, mesh: Mesh) -> PyTree:
     parts = mesh.shape.get(FSDP, 1)
 
     def spec(path: Any, x: Any) -> P:
-        if f"'{CARRY}'" in jax.tree_util.keystr(path):
+        if is_carry(path):
             return batch_spec(mesh)
         if parts > 1 and math.prod(x.shape) >= SMALLEST_SHARDED:
             divisible = [axis for axis, size in enumerate(x.shape) if size % parts == 0]
@@ -131,6 +131,11 @@ def state_specs(state: PyTree, mesh: Mesh) -> PyTree:
         return P()
 
     return jax.tree_util.tree_map_with_path(spec, state)
+
+
+def is_carry(path: Any) -> bool:
+    """Whether a path in a state leads to a recurrent carry."""
+    return f"'{CARRY}'" in jax.tree_util.keystr(path)
 
 
 def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from jdl.core import FAULTS, Learner, Metrics, PyTree, Variables, add
 from jdl.train.feed import Feed, is_resident
-from jdl.train.mesh import Mode, batch_sharding, distributed, state_shardings
+from jdl.train.mesh import Mode, batch_sharding, distributed, is_carry, state_shardings
 
 
 class Found(NamedTuple):
@@ -98,6 +98,7 @@ def build(
 
     with _in_words("training", first):
         shapes = jax.eval_shape(learner.init, key, first)
+        _check_carry(shapes, first, mesh)
         shardings = state_shardings(shapes, mesh)
         step = distributed(learner.step, mesh, mode, shapes)
         jaxpr, (_, metrics) = jax.make_jaxpr(step, return_shape=True)(shapes, first)
@@ -137,6 +138,17 @@ def build(
         steps_at_once=loop,
         in_turn=in_turn,
     )
+
+
+def _check_carry(state: PyTree, batch: Any, mesh: Mesh) -> None:
+    """Raises ValueError for carries that cannot be split like the batch, such as those of an ensemble."""
+    size = jax.tree.leaves(batch)[0].shape[0]
+    for path, x in jax.tree_util.tree_leaves_with_path(state):
+        if mesh.size > 1 and is_carry(path) and x.shape[:1] != (size,):
+            raise ValueError(
+                f"the recurrent carry {jax.tree_util.keystr(path)} has shape {x.shape}, and the batch {size} "
+                'examples: it cannot be split over devices; use one (mesh="data:1")'
+            )
 
 
 def is_device_side(batches: Any) -> bool:

@@ -186,7 +186,7 @@ def test_a_point_that_diverges_is_frozen_bitwise_and_reported():
     for i in range(5):
         states.append(state)
         state, metrics = step(state, batch(i))
-        assert metrics[FAULTS] == {"every point of the sweep diverged": 0}
+        assert not any(int(count) for count in metrics[FAULTS].values())
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(metrics["loss"]))
     assert state.diverged_at.tolist() == [2, -1, 3]
     assert float(metrics["diverged"].total) == 2
