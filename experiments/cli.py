@@ -34,6 +34,13 @@ class Execution:
     """Also write TensorBoard files into the folder."""
     quiet: bool = False
     """No progress bar."""
+    coordinator: str = ""
+    """Where process 0 listens, "host:port", when several processes train as one. Each is started with the
+    same flags but its own --process; they share the folder, which must be given."""
+    process: int = 0
+    """Which of the processes this is, from 0."""
+    processes: int = 1
+    """How many processes there are."""
 
 
 def command(main: Callable[[C], Any], config: type[C], description: str | None) -> None:
@@ -49,7 +56,13 @@ def command(main: Callable[[C], Any], config: type[C], description: str | None) 
     """
     train.prepare()
     with sentences():
-        main(parse(config, sys.argv[1:], description))
+        settings = parse(config, sys.argv[1:], description)
+        where: Execution = settings.execution  # type: ignore[attr-defined]
+        if where.coordinator:
+            if not where.run:
+                raise ValueError("several processes need one folder for all: give it with --run")
+            train.connect(where.coordinator, where.process, where.processes)
+        main(settings)
 
 
 @contextlib.contextmanager
@@ -73,11 +86,11 @@ def parse(config: type[C], arguments: list[str], description: str | None = None)
     """
     if "--resume" in arguments:
         return resumed(config, arguments)
-    try:
-        import tyro
-    except ImportError:
-        raise ImportError('the command line needs tyro: pip install -e ".[experiments]"') from None
-    more = "\n\n--resume FOLDER goes on with a run that was stopped, with the settings it was started with."
+    tyro = _tyro()
+    more = (
+        "\n\n--resume FOLDER goes on with a run that was stopped, with the settings it was started with; "
+        "the execution options may follow."
+    )
     return tyro.cli(
         config,
         prog=f"python -m {config.__module__ if config.__module__ != '__main__' else _script()}",
@@ -87,6 +100,14 @@ def parse(config: type[C], arguments: list[str], description: str | None = None)
     )
 
 
+def _tyro() -> Any:
+    try:
+        import tyro
+    except ImportError:
+        raise ImportError('the command line needs tyro: pip install -e ".[experiments]"') from None
+    return tyro
+
+
 def _script() -> str:
     """The module that ``python -m`` runs."""
     specification = getattr(sys.modules["__main__"], "__spec__", None)
@@ -94,15 +115,18 @@ def _script() -> str:
 
 
 def resumed(config: type[C], arguments: list[str]) -> C:
-    """The configuration of a run that was stopped, from ``["--resume", FOLDER]``."""
-    if len(arguments) != 2 or arguments[0] != "--resume":
-        raise ValueError("--resume takes a folder and no other flag: a run goes on with the settings it has")
+    """The configuration of a run that was stopped, from ``["--resume", FOLDER, flags of Execution...]``."""
+    if len(arguments) < 2 or arguments[0] != "--resume":
+        raise ValueError("--resume comes first, with a folder: a run goes on with the settings it has")
+    execution = Execution()
+    if arguments[2:]:
+        execution = _tyro().cli(Execution, prog="... --resume FOLDER", args=arguments[2:])
     values = read_config(arguments[1])
     known = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
     unknown = sorted(values.keys() - known)
     if unknown:
         raise ValueError(f"{arguments[1]} holds a run of another experiment: it sets {', '.join(unknown)}")
-    return dataclasses.replace(config(**values), execution=Execution(run=arguments[1]))  # type: ignore[type-var]
+    return dataclasses.replace(config(**values), execution=dataclasses.replace(execution, run=arguments[1]))  # type: ignore[type-var]
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -126,37 +127,41 @@ def classify(experiment: str, model: Any, config: Config, *, size: tuple[int, in
             "image_shape": dataset.train["inputs"].shape[1:],
         },
     )
-    if not where.quiet:
+    shard = jax.process_index(), jax.process_count()
+    is_told = not where.quiet and shard[0] == 0
+    if is_told:
         print(f"{experiment} on {config.dataset}: {len(dataset.train['labels'])} training and "
               f"{len(dataset.test['labels'])} test images; run folder {folder}")  # fmt: skip
+    evaluation_batch = min(1000, len(dataset.test["labels"]))
     loggers: list[train.Logger] = []
     with contextlib.ExitStack() as stack:
-        if not where.quiet:
+        if is_told:
             loggers.append(stack.enter_context(train.ProgressBar(config.steps)))
-        if where.tensorboard:
+        if where.tensorboard and shard[0] == 0:
             loggers.append(stack.enter_context(train.TensorBoard(str(folder / "tensorboard"))))
         fitted = train.fit(
             learner,
-            data.shuffled(dataset.train, config.batch_size, seed=config.seed),
+            data.shuffled(dataset.train, config.batch_size, seed=config.seed, shard=shard),
             config.steps,
             key=config.seed,
-            evaluation={"test": data.in_order(dataset.test, min(1000, len(dataset.test["labels"])))},
+            evaluation={"test": data.in_order(dataset.test, evaluation_batch, shard=shard)},
             evaluate_every=config.evaluate_every or math.ceil(config.steps / 40),
             run=run,
             loggers=loggers,
             mesh=where.mesh or None,
             mode=where.mode,
         )
-    curves = train.save_history(
-        fitted.history, folder / train.run.CURVES, title=f"{experiment} on {config.dataset}"
-    )
+    curves = folder / train.run.CURVES
+    if shard[0] == 0:
+        train.save_history(fitted.history, curves, title=f"{experiment} on {config.dataset}")
     outcome = Outcome(fitted, fitted.history.last("test"), dataset, folder, time.perf_counter() - start)
-    if not where.quiet:
-        print(report(experiment, outcome, curves))
+    if is_told:
+        flags = [flag for flag in cli.flags(where) if not flag.startswith(("--run", "--quiet"))]
+        print(report(experiment, outcome, curves, "".join(f" {flag}" for flag in flags)))
     return outcome
 
 
-def report(experiment: str, outcome: Outcome, curves: Path) -> str:
+def report(experiment: str, outcome: Outcome, curves: Path, where: str = "") -> str:
     """What is printed at the end: the figure, where everything is, and what to do next."""
     first = outcome.fitted.history.series("test", "accuracy")[1][0]
     accuracy, folder = outcome.test["accuracy"], outcome.folder
@@ -170,4 +175,4 @@ test accuracy {100 * accuracy:.2f} % (error {100 * (1 - accuracy):.2f} %), from 
   configuration  {folder / train.run.CONFIG}
 
 evaluate it, or classify pictures:        python -m experiments.evaluate {folder} [PICTURE ...]
-go on, had it been stopped before its end: python -m experiments.{experiment} --resume {folder}"""
+go on, had it been stopped before its end: python -m experiments.{experiment} --resume {folder}{where}"""

@@ -17,7 +17,7 @@ from typing import Literal
 from experiments import cli, images
 from jdl import models
 
-PUBLISHED = "0.95 % test error on MNIST without distortions (LeCun et al. 1998, section III)"
+PUBLISHED = "0.95 % test error on MNIST without distortions (LeCun et al. 1998, as the MNIST page has it)"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from experiments import cli, images
 from jdl import models
 
-PUBLISHED = "3.05 % test error on MNIST with 300 and 100 hidden units (LeCun et al. 1998, section III)"
+PUBLISHED = (
+    "3.05 % test error on MNIST, 300 and 100 hidden units (LeCun et al. 1998, as the MNIST page has it)"
+)
 
 
 @dataclass(frozen=True)

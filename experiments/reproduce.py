@@ -92,6 +92,7 @@ def measure(name: str, seed: int, folder: Path) -> dict[str, Any]:
     recipe = RECIPES[name]
     run = folder / f"{name}-{seed}"
     done = run / "outcome.json"
+    is_whole = not (run / train.run.CHECKPOINTS).exists()
     if done.exists():
         return json.loads(done.read_text())
     execution = cli.Execution(run=str(run))
@@ -100,8 +101,9 @@ def measure(name: str, seed: int, folder: Path) -> dict[str, Any]:
     found = {
         "error": 100 * (1 - outcome.test["accuracy"]),
         "seconds": meter.seconds,
-        "energy_wh": meter.energy_wh,
-        "energy_how": meter.how,
+        # Of a run that was stopped and gone on with, only the last part was measured.
+        "energy_wh": meter.energy_wh if is_whole else None,
+        "energy_how": meter.how if is_whole else "not known: the run was stopped and gone on with",
     }
     done.write_text(json.dumps(found))
     return found
@@ -150,6 +152,8 @@ def main(
     busy: bool = False,
 ) -> None:
     """Measures each recipe on each seed, and records it."""
+    if unknown := sorted(set(names) - RECIPES.keys()):
+        raise ValueError(f"there is no result {', '.join(unknown)}; there are {', '.join(RECIPES)}")
     for name in names:
         found = [measure(name, seed, Path(folder)) for seed in seeds]
         entry = result(name, seeds, found, busy=busy)
@@ -163,7 +167,7 @@ if __name__ == "__main__":
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", choices=[[], *RECIPES], help="results to reproduce")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(RECIPES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--folder", default="runs/reproduce", help="where the runs are kept")
     parser.add_argument("--busy", action="store_true", help="note that the machine runs other work too")

@@ -155,7 +155,7 @@ def summarize(metrics: Metrics) -> dict[str, Any]:
     def number(metric: Any) -> Any:
         if isinstance(metric, Mean):
             with np.errstate(divide="ignore", invalid="ignore"):
-                metric = np.divide(metric.total, metric.weight)
+                metric = np.divide(metric.total, metric.weight, dtype=np.float64)
         metric = np.asarray(metric)
         return metric.item() if metric.ndim == 0 else metric
 
@@ -179,6 +179,11 @@ def axis_is_bound() -> bool:
 def psum(tree: PyTree) -> PyTree:
     """The sum over shards where the batch is split by hand, and ``tree`` itself where it is not."""
     return jax.lax.psum(tree, AXIS) if axis_is_bound() else tree
+
+
+def pmean(tree: PyTree) -> PyTree:
+    """The mean over shards where the batch is split by hand, and ``tree`` itself where it is not."""
+    return jax.lax.pmean(tree, AXIS) if axis_is_bound() else tree
 
 
 def all_gather(tree: PyTree) -> PyTree:

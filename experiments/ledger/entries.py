@@ -27,7 +27,8 @@ class Published:
     Attributes:
         value: the figure, in the unit and the metric of the result it stands beside.
         where: where it stands in the paper ("Table 2, row 3").
-        checked: "verified" against the paper's text, or "recalled" from memory.
+        checked: "verified" against the paper's text, or a page that quotes it and that ``where`` names; or
+            "recalled" from memory.
     """
 
     value: float

@@ -23,6 +23,7 @@ from jdl.core import (
     Variables,
     add,
     local_key,
+    pmean,
     psum,
 )
 
@@ -123,7 +124,10 @@ def gradient(task: Task, tx: optax.GradientTransformation, *, accumulate: int = 
             **{name: _once(rate) for name, rate in _learning_rate(opt_state).items()},
             FAULTS: {**metrics.get(FAULTS, {}), **faults},
         }
-        collections = {**state.collections, **changed}
+        # Statistics of a layer that does not synchronise its own would be those of one shard.
+        lasting, carry = _without_carry(changed)
+        lasting = jax.tree.map(lambda x: pmean(x) if jnp.issubdtype(x.dtype, jnp.inexact) else x, lasting)
+        collections = {**state.collections, **lasting, **carry}
         return State(state.step + 1, state.key, params, collections, opt_state), metrics
 
     def variables(state: State) -> Variables:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jdl.core import PyTree
@@ -67,9 +68,13 @@ def mask_by_path(pattern: str) -> Callable[[PyTree], PyTree]:
         >>> tx = optax.adamw(1e-3, mask=mask_by_path("kernel$"))
     """
     compiled = re.compile(pattern)
-    return lambda params: jax.tree_util.tree_map_with_path(
-        lambda path, _: bool(compiled.search(path_name(path))), params
-    )
+
+    def mask(params: PyTree) -> PyTree:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: bool(compiled.search(path_name(path))), params
+        )
+
+    return mask
 
 
 def decays(params: PyTree) -> PyTree:
@@ -95,6 +100,9 @@ def scale_by_path(scales: Mapping[str, float]) -> optax.GradientTransformation:
 
     Put after an optimiser, it is a learning rate for each layer.
 
+    Raises:
+        ValueError: (from its ``init``) naming a pattern that is found in no path.
+
     Example:
         >>> tx = optax.chain(optax.adam(1e-3), scale_by_path({"^Dense_0/": 0.0, "^Dense_1/": 0.1}))
 
@@ -108,8 +116,16 @@ def scale_by_path(scales: Mapping[str, float]) -> optax.GradientTransformation:
 
         def scaled(path: Any, update: Any) -> Any:
             name = path_name(path)
-            return update * next((scale for pattern, scale in compiled if pattern.search(name)), 1.0)
+            scale = next((scale for pattern, scale in compiled if pattern.search(name)), 1.0)
+            return jnp.zeros_like(update) if scale == 0 else update * scale
 
         return jax.tree_util.tree_map_with_path(scaled, updates), state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    def init(params: PyTree) -> Any:
+        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for pattern, _ in compiled:
+            if not any(map(pattern.search, names)):
+                raise ValueError(f"no parameter's path has {pattern.pattern!r}; there are {', '.join(names)}")
+        return optax.EmptyState()
+
+    return optax.GradientTransformation(init, update)

@@ -20,8 +20,8 @@ from jdl.train.history import History
 from jdl.train.hosts import peers
 from jdl.train.loop import Evaluator, Logger, Loop, Plan
 from jdl.train.mesh import Mode, check_batch, make_mesh
-from jdl.train.program import build, first_batch, is_device_side
-from jdl.train.run import Run, machine
+from jdl.train.program import build, first_batch, in_words, is_device_side
+from jdl.train.run import Run, machine, start
 from jdl.train.stopping import Fault, Interrupted, Signals, Watch, unmeasured
 
 
@@ -153,6 +153,7 @@ def fit(
             loggers=loggers,
             run=run,
             machine=machine(mesh, mode),
+            start=start(key, first),
         )
         stack.enter_context(peers())
         if run is not None:
@@ -210,12 +211,9 @@ def _checked_first(what: str, batches: Any, learner: Learner, mesh: Mesh) -> Any
     first = first_batch(batches)
     if not isinstance(first, Mapping):
         raise ValueError(f"a batch must be a dictionary of arrays; {what} has a {type(first).__name__}")
-    try:
-        check_batch(first, mesh, jax.process_count())
+    check_batch(first, mesh, jax.process_count())
+    with in_words(what, first):
         learner.check(first)
-    except ValueError as error:
-        error.add_note(f"(of the first batch of {what})")
-        raise
     return first
 
 

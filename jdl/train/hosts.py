@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from jdl.train.checkpoint import CheckpointError
+from jdl.train.run import ResumeError
 from jdl.train.stopping import Fault
 
 LOST = 75
@@ -64,7 +65,7 @@ def peers() -> Iterator[None]:
         except Exception as error:
             if _is_loss(error):
                 _leave(str(error).splitlines()[0][:200])
-            if isinstance(error, (Fault, CheckpointError)):
+            if isinstance(error, (Fault, CheckpointError, ResumeError)):
                 # Every process comes to the same.
                 raise
             traceback.print_exc()
@@ -80,7 +81,7 @@ def _is_loss(error: BaseException) -> bool:
     )
 
 
-def _leave(reason: str = "it sent no sign of life") -> None:
+def _leave(reason: str = "the runtime aborted this one; what it said is above") -> None:
     print(
         f"process {jax.process_index()} of {jax.process_count()}: another process is gone ({reason}). "
         "Start all of them again: the run goes on from its last checkpoint.",

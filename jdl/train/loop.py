@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from jdl.core import FAULTS, Metrics, PyTree, Variables, summarize
 from jdl.train.checkpoint import CheckpointError, CheckpointMismatch, Checkpoints, Restored, read_meta
@@ -71,6 +70,7 @@ class Loop:
     loggers: Sequence[Logger]
     run: Run | None
     machine: Mapping[str, Any]
+    start: Mapping[str, str]
     checkpoints: Checkpoints | None = None
     state: PyTree = None
     sums: Metrics = field(default_factory=dict)
@@ -112,20 +112,16 @@ class Loop:
     def _restore(self, step: int | None = None) -> Restored | None:
         if self.run is None or self.checkpoints is None:
             return None
-        copied = NamedSharding(self.mesh, P())
-        sums = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=copied), self.program.zeros
-        )
         try:
-            return self.checkpoints.restore({"state": self.program.state, "sums": sums}, step)
+            return self.checkpoints.restore(self.program.state, step)
         except CheckpointMismatch:
             # Other settings are the likely cause, and say more.
-            self.run.check(read_meta(self.checkpoints.directory), self.machine)
+            self.run.check(read_meta(self.checkpoints.directory), self.machine, self.start)
             raise
 
     def _resume(self, restored: Restored) -> None:
         assert self.run is not None
-        notice = self.run.check(restored.meta, self.machine)
+        notice = self.run.check(restored.meta, self.machine, self.start)
         if restored.step > self.plan.steps:
             done = f"{self.run.folder} holds a run of {restored.step} steps"
             raise ResumeError(f"{done}, more than the {self.plan.steps} asked for")
@@ -133,10 +129,21 @@ class Loop:
             self.watch.resume(restored.meta["progress"])
         except ValueError as error:
             raise ResumeError(f"{self.run.folder}: {error}") from None
-        self.state, self.sums = restored.state["state"], restored.state["sums"]
+        self.state = restored.state
+        self.sums = self._sums_from(restored.meta["progress"]["sums"])
         self.step, self.history = restored.step, History(restored.meta["history"])
         where = f"going on from step {self.step} of {self.plan.steps} in {self.run.folder}"
         self.tell("; ".join(filter(None, [where, notice])))
+
+    def _sums_from(self, kept: Mapping[str, Any]) -> Metrics:
+        """The metrics since the last record, from a checkpoint's meta; a new metric starts at zero."""
+        zeros = self.program.zeros
+        found = [np.asarray(kept.get(path, x), x.dtype) for path, x in _by_path(zeros)]
+        return jax.tree.map(
+            lambda x, zero: jax.device_put(x, zero.sharding),
+            jax.tree.unflatten(jax.tree.structure(zeros), found),
+            zeros,
+        )
 
     @contextmanager
     def _sources(self) -> Iterator[Callable[[int], Any]]:
@@ -213,10 +220,11 @@ class Loop:
         self._settle()
         if self.run is None or self.checkpoints is None:
             return
-        meta = self.run.meta(self.watch.progress(), self.history, self.machine)
+        sums = {path: np.asarray(x).tolist() for path, x in _by_path(self.sums)}
+        progress = {**self.watch.progress(), "sums": sums}
+        meta = self.run.meta(progress, self.history, self.machine, self.start)
         with self.clock.stopped():
-            state = {"state": self.state, "sums": self.sums}
-            self.checkpoints.save(self.step, state, meta, score=self.watch.score(self.step), wait=wait)
+            self.checkpoints.save(self.step, self.state, meta, score=self.watch.score(self.step), wait=wait)
 
     def _leave(self) -> None:
         self._save(wait=True)
@@ -234,7 +242,7 @@ class Loop:
             return self.best_variables
         restored = self._restore(self.watch.best["step"])
         assert restored is not None
-        return self.program.variables(restored.state["state"])
+        return self.program.variables(restored.state)
 
     def reason(self) -> str:
         """Why training ended."""
@@ -278,6 +286,10 @@ class Loop:
         shown = self._log({"step": self.step, "split": "message", "text": text})
         if jax.process_index() == 0 and not any(answer is True for answer in shown):
             print(text, file=sys.stderr)
+
+
+def _by_path(tree: PyTree) -> list[tuple[str, Any]]:
+    return [(jax.tree_util.keystr(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def _in_words(faults: Mapping[str, Any]) -> str:

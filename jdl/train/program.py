@@ -96,7 +96,7 @@ def build(
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     copied = NamedSharding(mesh, P())
 
-    with _in_words("training", first):
+    with in_words("training", first):
         shapes = jax.eval_shape(learner.init, key, first)
         _check_carry(shapes, first, mesh)
         shardings = state_shardings(shapes, mesh)
@@ -109,7 +109,7 @@ def build(
     in_turn = on_cpu and mesh.size > 1
     evaluate, measures = {}, {}
     for name, (batches_of_set, first_of_set) in sets.items():
-        with _in_words(f"the evaluation set {name!r}", first_of_set):
+        with in_words(f"the evaluation set {name!r}", first_of_set):
             sums = jax.eval_shape(learner.evaluate, variables, first_of_set, key)
         measures[name] = [metric for metric in sums if metric != FAULTS]
         evaluate[name] = _evaluator(learner, batches_of_set, _zeros(sums, copied), mesh, in_turn)
@@ -257,7 +257,7 @@ def not_finite(tree: PyTree) -> list[str]:
 
 
 @contextlib.contextmanager
-def _in_words(what: str, batch: Any) -> Iterator[None]:
+def in_words(what: str, batch: Any) -> Iterator[None]:
     """Says what was given where a learner fails on the shapes of a batch."""
     try:
         yield

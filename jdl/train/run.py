@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jdl.core import Batch, Learner, Variables
@@ -88,8 +92,8 @@ class Run:
             report=report,
         )
 
-    def check(self, meta: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-        """Compares a checkpoint's meta with this run, and its machine with the one of `machine` now.
+    def check(self, meta: Mapping[str, Any], now: Mapping[str, Any], start: Mapping[str, str]) -> str:
+        """Compares a checkpoint's meta with this run, with its `machine` now and its `start`.
 
         Returns:
             A sentence to tell the user where the machine differs, or "".
@@ -102,6 +106,10 @@ class Run:
             f"{name} was {old.get(name, 'not set')!r} and is now {new.get(name, 'not set')!r}"
             for name in sorted(old.keys() | new.keys())
             if json.dumps(old.get(name)) != json.dumps(new.get(name))
+        ]
+        before = meta["start"]
+        changed += [
+            f"{name} is another" for name in start.keys() & before.keys() if start[name] != before[name]
         ]
         if meta["data"] != self.data:
             changed.append(f"the data's fingerprint was {meta['data'][:12]!r} and is now {self.data[:12]!r}")
@@ -123,7 +131,10 @@ class Run:
             OSError: in a sentence, if they cannot be written.
         """
         with _writing(self.path(CONFIG)) as path:
-            path.write_text(json.dumps(self._config(), indent=2) + "\n")
+            # Whole or not at all: a run that is killed here must still say what it was.
+            draft = path.with_suffix(".tmp")
+            draft.write_text(json.dumps(self._config(), indent=2) + "\n")
+            os.replace(draft, path)
         with _writing(self.path(METRICS)) as path:
             write_lines(path, history)
 
@@ -137,7 +148,11 @@ class Run:
             append_line(path, record)
 
     def meta(
-        self, progress: Mapping[str, Any], history: History, machine: Mapping[str, Any]
+        self,
+        progress: Mapping[str, Any],
+        history: History,
+        machine: Mapping[str, Any],
+        start: Mapping[str, str],
     ) -> dict[str, Any]:
         """What a checkpoint holds beside the state."""
         return {
@@ -145,6 +160,7 @@ class Run:
             "data": self.data,
             "extra": to_json(dict(self.extra)),
             "machine": dict(machine),
+            "start": dict(start),
             "saved_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "progress": to_json(dict(progress)),
             "history": list(history),
@@ -164,6 +180,9 @@ def machine(mesh: Mesh, mode: str) -> dict[str, Any]:
     """What a run's last bits depend on beside its configuration."""
     return {
         "jax": jax.__version__,
+        "jaxlib": version("jaxlib"),
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        "processor": _processor(),
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "processes": jax.process_count(),
@@ -171,6 +190,32 @@ def machine(mesh: Mesh, mode: str) -> dict[str, Any]:
         "mesh": ",".join(f"{name}:{size}" for name, size in mesh.shape.items()),
         "mode": mode,
     }
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def start(key: jax.Array, first: Batch) -> dict[str, str]:
+    """What can be told, of a run whose configuration says nothing, about where it starts.
+
+    Of the first batch only one process knows all rows.
+    """
+    found = {"the key": _digest(jax.random.key_data(key))}
+    if jax.process_count() == 1:
+        found["the first training batch"] = _digest(*(first[name] for name in sorted(first)))
+    return found
+
+
+def _digest(*trees: Any) -> str:
+    digest = hashlib.sha256()
+    for x in jax.tree.leaves(trees):
+        digest.update(f"{x.dtype}{x.shape}".encode() + np.asarray(x).tobytes())
+    return digest.hexdigest()[:12]
 
 
 class Loaded(NamedTuple):
@@ -203,7 +248,6 @@ def load(folder: str | Path, learner: Learner, batch: Batch, step: int | str = "
         jdl.train.CheckpointError: if there is none, or it is damaged, or is another learner's.
     """
     state = jax.eval_shape(learner.init, jax.random.key(0), batch)
-    sums = jax.eval_shape(learner.step, state, batch)[1]
-    restored, meta = checkpoint.load(Path(folder) / CHECKPOINTS, step, {"state": state, "sums": sums})
-    variables = learner.variables(restored["state"])
+    restored, meta = checkpoint.load(Path(folder) / CHECKPOINTS, step, state)
+    variables = learner.variables(restored)
     return Loaded(variables, jax.tree_util.Partial(learner.predict, variables), meta)

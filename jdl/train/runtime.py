@@ -12,21 +12,16 @@ import platform
 import subprocess
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
 import jax
+
+from jdl.data.download import cache_folder
 
 PLAIN = "JDL_PLAIN"
 """Environment variable that, set to anything, makes `prepare` do nothing."""
 
 CPU_FLAGS = ("--xla_cpu_experimental_ynn_fusion_type=-individual_convolution",)
 """Flags under which XLA:CPU is faster; each is used only where this jaxlib knows it."""
-
-
-def cache_folder() -> Path:
-    """Where downloads and compiled programs are kept: $JDL_CACHE, or ``jdl`` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("JDL_CACHE") or Path(base) / "jdl").expanduser()
 
 
 def prepare(*, compilation_cache: bool = True) -> None:

@@ -225,3 +225,11 @@ def test_meter_estimates_where_nothing_can_be_read(monkeypatch):
     assert measured.seconds > 0.05
     assert measured.energy_wh > 0.05 * meter.WATTS_A_CORE / 3600
     assert "estimated" in measured.how
+
+
+def test_the_headline_stands_in_the_ledger():
+    entries = {entry.name: entry for entry in ledger.read()}
+    headline = entries["lenet_digits"]
+    assert len(headline.seeds) >= 3
+    assert max(headline.values) <= 2
+    assert max(headline.seconds) < 90

@@ -363,10 +363,8 @@ def test_nan_in_the_data_names_step_and_trees(several_steps: bool, tmp_path: Pat
     assert f"The checkpoint of step 40 in {tmp_path} is good." in message
     state, meta = train.checkpoint.load(run.path("checkpoints"), "latest")
     assert meta["progress"]["waited"] == 0
-    assert all(
-        np.isfinite(x).all() for x in jax.tree.leaves(state["state"]) if jnp.issubdtype(x.dtype, jnp.floating)
-    )
-    assert int(state["state"]["step"]) == 40
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating))
+    assert int(state["step"]) == 40
 
 
 def test_trees_are_those_of_the_step_itself() -> None:
@@ -412,7 +410,7 @@ def test_too_high_a_rate_commits_nothing_that_is_not_finite(several_steps: bool,
     checkpoints.close()
     for step in checkpoints.steps()[-3:]:
         state, _ = train.checkpoint.load(run.path("checkpoints"), step)
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves(state["state"]["params"]))
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(state["params"]))
     # The same step, by hand.
     batches, step = data.shuffled(arrays(), 16), jax.jit(wild.step)
     by_hand = wild.init(jax.random.key(0), batches(0))

@@ -106,7 +106,7 @@ def test_two_processes_are_one(unbroken: dict[str, Any]) -> None:
     state, meta = train.checkpoint.load(unbroken["folder"] / "checkpoints", "latest")
     for name, layer in one.variables["params"].items():
         for kind, x in layer.items():
-            np.testing.assert_allclose(state["state"]["params"][name][kind], x, rtol=2e-3, atol=1e-4)
+            np.testing.assert_allclose(state["params"][name][kind], x, rtol=2e-3, atol=1e-4)
     assert meta["machine"]["processes"] == 2
     assert train.read_lines(unbroken["folder"] / "metrics.jsonl")[-1]["step"] == 120
 

@@ -284,7 +284,7 @@ def test_full_disk(tmp_path: Path) -> None:
         assert left.steps()
         for step in left.steps():
             state, _ = train.checkpoint.load(disk / "run" / "checkpoints", step)
-            assert int(state["state"]["step"]) == step
+            assert int(state["step"]) == step
         # With room again it goes on.
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         assert outcome(start(disk / "run", net=net, run={"keep_latest": 9})) == outcome(start(net=net))
