@@ -180,7 +180,7 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(train.ResumeError, match="holds a run of 10 steps, more than the 5 asked for"):
         start(tmp_path, steps=5)
     with pytest.raises(
-        train.CheckpointMismatch, match=r"is the state of another model \(state/.*stored.*asked"
+        train.CheckpointMismatch, match=r"is the state of another model \(params/.*stored.*asked"
     ):
         start(tmp_path, steps=10, net={"width": 64}, run={"config": {"rate": 0.01, "net": None}})
     assert ((tmp_path / "metrics.jsonl").read_text(), (tmp_path / "config.json").read_text()) == before
