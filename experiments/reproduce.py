@@ -61,7 +61,12 @@ def on_mnist(config: C) -> C:
 
 
 RECIPES = {
-    "lenet_digits": Recipe(lenet.main, lenet.Config(), "LeNet-5 on the 8x8 digits"),
+    "lenet_digits": Recipe(
+        lenet.main,
+        lenet.Config(),
+        "LeNet-5 on the 8x8 digits",
+        note="The shift of 2 was chosen over none by test accuracy: a little optimistic.",
+    ),
     "mlp_digits": Recipe(mlp.main, mlp.Config(learning_rate=1e-3, shift=0), "MLP 300-100 on the 8x8 digits"),
     "lenet_mnist": Recipe(
         lenet.main,
