@@ -1,7 +1,24 @@
 """Layers and pure layer functions, shared by the models."""
 
+from jdl.nn.attention import MultiHeadAttention
+from jdl.nn.blocks import ConvNorm, SqueezeExcite, Stage, StochasticDepth, global_mean
 from jdl.nn.convolution import Conv, avg_pool, max_pool
 from jdl.nn.linear import Dense, as_float
 from jdl.nn.normalization import BatchNorm
+from jdl.nn.taps import features
 
-__all__ = ["BatchNorm", "Conv", "Dense", "as_float", "avg_pool", "max_pool"]
+__all__ = [
+    "BatchNorm",
+    "Conv",
+    "ConvNorm",
+    "Dense",
+    "MultiHeadAttention",
+    "SqueezeExcite",
+    "Stage",
+    "StochasticDepth",
+    "as_float",
+    "avg_pool",
+    "features",
+    "global_mean",
+    "max_pool",
+]

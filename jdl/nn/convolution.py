@@ -8,6 +8,7 @@ Axes: B batch, H height, W width, C channels, F features (channels of the output
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,32 +70,93 @@ def convolve(
             **options,
         )
 
-    dilations = (*(lhs_dilation or ()), *(rhs_dilation or ()))
-    is_simple = x.ndim == 4 and feature_group_count == 1 and all(n == 1 for n in (*strides, *dilations))
-    if not is_simple or not _banded_is_faster(x, kernel, dimension_numbers):
+    if not _is_usual(x, kernel, dimension_numbers) or any(n != 1 for n in lhs_dilation or ()):
         return plain(x, kernel)
+    rates = tuple(rhs_dilation or (1, 1))
+    is_depthwise = feature_group_count == x.shape[-1] == kernel.shape[-1] > 1
+    is_simple = feature_group_count == 1 and all(n == 1 for n in (*strides, *rates))
+    if not is_depthwise and not (is_simple and _banded_is_faster(kernel)):
+        return plain(x, kernel)
+    sides = [(side - 1) * rate + 1 for side, rate in zip(kernel.shape[:2], rates, strict=True)]
+    pads = lax.padtype_to_pads(x.shape[1:3], sides, strides, padding) if isinstance(padding, str) else padding
 
-    def banded(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        pads = (
-            lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
-            if isinstance(padding, str)
-            else padding
-        )
+    def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        if is_depthwise:
+            return depthwise_convolution(x, kernel, strides, pads, rates)
         return banded_convolution(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel)
 
-    return lax.platform_dependent(x, kernel, cpu=banded, default=plain)
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
 
 
-def _banded_is_faster(x: jax.Array, kernel: jax.Array, dimension_numbers: Any) -> bool:
-    """Whether XLA:CPU is faster at `banded_convolution`: measured in float32 and for kernels up to 5x5."""
+def _is_usual(x: jax.Array, kernel: jax.Array, dimension_numbers: Any) -> bool:
+    """Whether these are images [B, H, W, C] and a kernel [kh, kw, C, F], both float32."""
+    if x.ndim != 4 or not x.dtype == kernel.dtype == jnp.float32:
+        return False
     order = lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers)
-    as_usual = order == lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
-    return (
-        as_usual
-        and x.dtype == kernel.dtype == jnp.float32
-        and kernel.shape[2] < _FEW_CHANNELS
-        and 1 < kernel.shape[0] * kernel.shape[1] <= 25
-    )
+    return order == lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
+
+
+def _banded_is_faster(kernel: jax.Array) -> bool:
+    """Whether XLA:CPU is faster at `banded_convolution`: measured in float32 and for kernels up to 5x5."""
+    return kernel.shape[2] < _FEW_CHANNELS and 1 < kernel.shape[0] * kernel.shape[1] <= 25
+
+
+def _at_each_position(
+    x_BHWC: jax.Array,
+    window: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+    rates: Sequence[int] = (1, 1),
+    fill: float = 0.0,
+) -> list[jax.Array]:
+    """What each of a window's kh * kw positions sees of the images: arrays [B, H', W', C], row by row."""
+    x_BHWC = jnp.pad(x_BHWC, ((0, 0), *pads, (0, 0)), constant_values=fill)
+    stops = [
+        length - (side - 1) * rate
+        for length, side, rate in zip(x_BHWC.shape[1:3], window, rates, strict=True)
+    ]
+    if min(stops) < 1:
+        raise ValueError(
+            f"a window of {window[0]}x{window[1]} pixels does not fit images of "
+            f"{x_BHWC.shape[1]}x{x_BHWC.shape[2]}"
+        )
+    return [
+        x_BHWC[:, i : i + stops[0] : strides[0], j : j + stops[1] : strides[1]]
+        for i in range(0, window[0] * rates[0], rates[0])
+        for j in range(0, window[1] * rates[1], rates[1])
+    ]
+
+
+def depthwise_convolution(
+    x_BHWC: jax.Array,
+    kernel: jax.Array,
+    strides: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+    rates: Sequence[int] = (1, 1),
+) -> jax.Array:
+    """Each channel correlated with a kernel of its own, as a sum of shifted images times a number a channel.
+
+    XLA:CPU takes ten to sixty times longer for the same as a convolution of many groups.
+
+    Args:
+        x_BHWC: images [B, H, W, C].
+        kernel: [kh, kw, 1, C].
+        strides: steps between outputs.
+        pads: zeros added to rows and columns on each side.
+        rates: dilation of the kernel.
+
+    Returns:
+        [B, H', W', C].
+
+    Example:
+        >>> x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 1, 2))
+        >>> depthwise_convolution(x, kernel, (1, 1), ((1, 1), (1, 1)))[0, :2, :2, 0].tolist()
+        [[4.0, 6.0], [6.0, 9.0]]
+    """
+    C = x_BHWC.shape[-1]
+    seen = _at_each_position(x_BHWC, kernel.shape[:2], strides, pads, rates)
+    weights = kernel.reshape(-1, 1, 1, 1, C)
+    return functools.reduce(jnp.add, [x * weights[i] for i, x in enumerate(seen)])
 
 
 def banded_convolution(x_BHWC: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -157,48 +219,89 @@ def _max_of_tiles(tiles: jax.Array) -> jax.Array:
 @_max_of_tiles.defjvp
 def _max_of_tiles_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     (tiles,), (change,) = primals, tangents
-    y = _max_of_tiles(tiles)
-    # Equal maxima share the gradient, as in jnp.max, which counts them by a slower reduction.
-    positions = np.ndindex(tiles.shape[2], tiles.shape[4])
-    count = sum((tiles[:, :, i, :, j] == y).astype(change.dtype) for i, j in positions)
-    is_max = tiles == y[:, :, None, :, None]
-    return y, jnp.where(is_max, change, 0).sum((2, 4)) / count
+    # Who is largest is decided by comparing tiles with each other. Comparing them with the maximum loses
+    # gradients in silence where XLA computes a tile again and rounds it otherwise.
+    _, _, h, _, w, _ = tiles.shape
+    y, largest = tiles[:, :, 0, :, 0], jnp.zeros((), jnp.int32)
+    for k, (i, j) in enumerate(np.ndindex(h, w)):
+        tile = tiles[:, :, i, :, j]
+        is_larger = (tile > y) | jnp.isnan(tile)
+        y, largest = jnp.where(is_larger, tile, y), jnp.where(is_larger, k, largest)
+    position = jnp.arange(h * w, dtype=jnp.int32).reshape(1, 1, h, 1, w, 1)
+    is_largest = largest[:, :, None, :, None] == position
+    return _max_of_tiles(tiles), jnp.where(is_largest, change, 0).sum((2, 4))
 
 
-def max_pool(x_BHWC: jax.Array, window: tuple[int, int], strides: tuple[int, int] | None = None) -> jax.Array:
-    """The largest value in each window, without padding.
+@jax.custom_jvp
+def _largest(seen: tuple[jax.Array, ...]) -> jax.Array:
+    """The elementwise maximum of several arrays; of equal ones, the first has the gradient."""
+    return functools.reduce(jnp.maximum, seen)
 
-    Windows that tile the image are a reshape and a maximum, several times faster on CPU, forward and
-    backward, than the general sliding window.
+
+@_largest.defjvp
+def _largest_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (seen,), (changes,) = primals, tangents
+    # As for tiles, by comparing the arrays with each other.
+    y, change = seen[0], changes[0]
+    for x, its_change in zip(seen[1:], changes[1:], strict=True):
+        is_larger = (x > y) | jnp.isnan(x)
+        y, change = jnp.where(is_larger, x, y), jnp.where(is_larger, its_change, change)
+    return _largest(seen), change
+
+
+def max_pool(
+    x_BHWC: jax.Array, window: tuple[int, int], strides: tuple[int, int] | None = None, padding: int = 0
+) -> jax.Array:
+    """The largest value in each window.
+
+    On CPU the general sliding window is several times slower, forward and backward, than what stands here:
+    a reshape and a maximum where windows tile the image, and a maximum of shifted images where they overlap.
+    Of equal maxima, the first has the gradient.
 
     Args:
         x_BHWC: images [B, H, W, C].
         window: height and width of a window.
         strides: steps between windows; the window itself when None.
+        padding: pixels added on each side, which are never the largest.
 
     Returns:
-        [B, (H - h) // s + 1, (W - w) // s' + 1, C].
+        [B, (H + 2p - h) // s + 1, (W + 2p - w) // s' + 1, C].
 
     Example:
         >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), (2, 2))[0, :, :, 0].tolist()
         [[5.0, 7.0], [13.0, 15.0]]
+        >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), (3, 3), (2, 2), padding=1)[0, :, :, 0].tolist()
+        [[5.0, 7.0], [13.0, 15.0]]
     """
     strides = strides or window
-    tiles = _tiles(x_BHWC, window) if strides == window else None
-    if tiles is None:
-        return linen.max_pool(x_BHWC, window, strides)
-    return _max_of_tiles(tiles)
+    tiles = _tiles(x_BHWC, window) if strides == window and not padding else None
+    if tiles is not None:
+        return _max_of_tiles(tiles)
+    pads = ((padding, padding), (padding, padding))
+
+    def shifted(x: jax.Array) -> jax.Array:
+        return _largest(tuple(_at_each_position(x, window, strides, pads, fill=-jnp.inf)))
+
+    def plain(x: jax.Array) -> jax.Array:
+        return linen.max_pool(x, window, strides, pads)
+
+    if not jnp.issubdtype(x_BHWC.dtype, jnp.floating):
+        return plain(x_BHWC)
+    return lax.platform_dependent(x_BHWC, cpu=shifted, default=plain)
 
 
-def avg_pool(x_BHWC: jax.Array, window: tuple[int, int], strides: tuple[int, int] | None = None) -> jax.Array:
-    """The mean of each window, without padding; arguments and shapes as in `max_pool`.
+def avg_pool(
+    x_BHWC: jax.Array, window: tuple[int, int], strides: tuple[int, int] | None = None, padding: int = 0
+) -> jax.Array:
+    """The mean of each window, in which padded pixels are zeros; arguments and shapes as in `max_pool`.
 
     Example:
         >>> avg_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), (2, 2))[0, :, :, 0].tolist()
         [[2.5, 4.5], [10.5, 12.5]]
     """
     strides = strides or window
-    tiles = _tiles(x_BHWC, window) if strides == window else None
-    if tiles is None:
-        return linen.avg_pool(x_BHWC, window, strides)
-    return jnp.mean(tiles, (2, 4))
+    tiles = _tiles(x_BHWC, window) if strides == window and not padding else None
+    if tiles is not None:
+        return jnp.mean(tiles, (2, 4))
+    pads = ((padding, padding), (padding, padding))
+    return linen.avg_pool(x_BHWC, window, strides, pads)

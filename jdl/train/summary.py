@@ -64,7 +64,7 @@ def summary(task: Task, batch: Batch) -> Summary:
 
     Products and convolutions count, elementwise work does not, as in the papers' tables. Of a loop whose
     number of turns is not known (`jax.lax.while_loop`) one turn counts; of a choice the dearest branch; of a
-    formulation by platform the cheapest, which is the textbook's.
+    formulation by platform the cheapest that has any, which is the textbook's.
 
     Args:
         task: a task.
@@ -136,8 +136,11 @@ def _equations(jaxpr: Any, scope: str = "", times: int = 1) -> Iterator[tuple[st
         name, parameters = equation.primitive.name, equation.params
         if name == "cond":
             branches = [list(_equations(b.jaxpr, inner_scope, times)) for b in parameters["branches"]]
-            choose = min if equation.invars[0] in platform_choices else max
-            yield from choose(branches, key=lambda branch: sum(t * _multiply_adds(e) for _, e, t in branch))
+            costs = [sum(t * _multiply_adds(e) for _, e, t in branch) for branch in branches]
+            # A formulation without products does them elementwise, which does not count.
+            cheapest = min((cost for cost in costs if cost), default=0)
+            wanted = cheapest if equation.invars[0] in platform_choices else max(costs)
+            yield from branches[costs.index(wanted)]
             continue
         turns = parameters["length"] if name == "scan" else 1
         inner = [j for j in map(_as_jaxpr, parameters.values()) if j is not None]

@@ -59,6 +59,46 @@ def test_banded_convolution_equals_convolution(images, kernel):
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((1, 2), (0, 3))])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1)])
+@pytest.mark.parametrize("rates", [(1, 1), (2, 1)])
+@pytest.mark.parametrize("side", [3, 4])
+def test_depthwise_convolution_equals_convolution(padding, strides, rates, side):
+    x, w = normal(0, 2, 9, 12, 5), normal(1, side, 3, 1, 5)
+    options = {
+        "padding": padding,
+        "rhs_dilation": rates,
+        "dimension_numbers": ORDER,
+        "feature_group_count": 5,
+    }
+    plain = functools.partial(lax.conv_general_dilated, window_strides=strides, **options)
+    fast = functools.partial(convolve, strides=strides, **options)
+    assert_equal(fast, plain, x, w)
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(lambda x, w: cpu_branch(fast, x, w))(x, w))
+
+
+def cpu_branch(function, *arguments):
+    """The function with its formulation for CPU alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lax, "platform_dependent", lambda *x, cpu, default: cpu(*x))
+        return function(*arguments)
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize(
+    ("window", "strides"), [((3, 3), (2, 2)), ((3, 3), (1, 1)), ((2, 3), (1, 2)), ((3, 2), (4, 4))]
+)
+def test_overlapping_maxima_equal_the_sliding_window(window, strides, padding):
+    x = jnp.round(2 * normal(0, 2, 9, 10, 3))  # many ties
+    pads = ((padding, padding), (padding, padding))
+    assert_equal(
+        lambda x: max_pool(x, window, strides, padding), lambda x: linen.max_pool(x, window, strides, pads), x
+    )
+    assert "reduce_window" not in str(
+        jax.make_jaxpr(lambda x: cpu_branch(lambda x: max_pool(x, window, strides, padding), x))(x)
+    )
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((1, 2), (0, 3))])
 @pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
 @pytest.mark.parametrize("channels", [3, 8])
 def test_convolve_equals_convolution(padding, strides, channels):
@@ -107,11 +147,11 @@ def test_convolution_maps_over_kernels_and_differentiates_forward():
 
 
 @pytest.mark.parametrize("window", [(2, 2), (2, 3), (1, 4)])
-def test_maximum_of_tiles_has_the_gradients_of_a_plain_maximum(window):
+def test_maximum_of_tiles_has_the_gradients_of_the_sliding_window(window):
     h, w = window
     # Few distinct values, so that there are ties.
     x = jnp.round(normal(0, 2, 4 * h, 3 * w, 3))
-    plain = lambda x: x.reshape(2, 4, h, 3, w, 3).max((2, 4))
+    plain = lambda x: linen.max_pool(x, window, window)
     assert_equal(lambda x: max_pool(x, window), plain, x)
     actual, expected = (
         jax.jvp(f, (x,), (normal(1, *x.shape),))[1] for f in (lambda x: max_pool(x, window), plain)

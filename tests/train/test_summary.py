@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen
 
-from jdl import models, tasks
+from jdl import models, nn, tasks
 from jdl.train import summary
 
 
@@ -62,6 +62,21 @@ def test_nested_modules_groups_loops_and_collections():
     assert by_name["(whole)"].multiply_adds == 5 * 16 * 16
     assert by_name["(whole)"].params == 256
     assert found.other == 16
+
+
+def test_depthwise_convolutions_count_in_every_formulation():
+    layer = nn.Conv(8, (3, 3), feature_group_count=8, use_bias=False)
+    found = summary(tasks.classification(Pooled(layer)), {"inputs": np.zeros((2, 6, 6, 8), np.float32)})
+    assert found.multiply_adds == 6 * 6 * 8 * 9
+
+
+class Pooled(linen.Module):
+    """A layer, and the means of its maps."""
+
+    layer: linen.Module
+
+    def __call__(self, x, train=False):
+        return self.layer(x).mean((1, 2))
 
 
 def test_it_agrees_with_the_compiler():
