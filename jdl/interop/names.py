@@ -1,0 +1,56 @@
+"""Maps of names of published models, for `jdl.interop.load_weights`.
+
+Each is named after our model and the library whose ``state_dict`` it reads, and serves every depth and width
+of the family.
+"""
+
+from __future__ import annotations
+
+from jdl.interop.names_classic import (  # noqa: F401
+    ALEXNET_TORCHVISION,
+    DENSENET_TORCHVISION,
+    DENSENET_TORCHVISION_FILE,
+    GOOGLENET_TORCHVISION,
+    SQUEEZENET_1_0_TORCHVISION,
+    SQUEEZENET_1_1_TORCHVISION,
+    UNET_MILESIAL,
+    vgg_torchvision,
+)
+from jdl.interop.names_efficient import CONVNEXT_HUGGING_FACE as CONVNEXT_HUGGING_FACE
+from jdl.interop.names_efficient import EFFICIENTNET_TORCHVISION as EFFICIENTNET_TORCHVISION
+from jdl.interop.names_efficient import MIXER_TIMM as MIXER_TIMM
+from jdl.interop.names_efficient import MOBILENET_V1_HUGGING_FACE as MOBILENET_V1_HUGGING_FACE
+from jdl.interop.names_efficient import MOBILENET_V2_HUGGING_FACE as MOBILENET_V2_HUGGING_FACE
+from jdl.interop.names_efficient import MOBILENET_V2_TORCHVISION as MOBILENET_V2_TORCHVISION
+from jdl.interop.names_efficient import MOBILENET_V3_LARGE_TORCHVISION as MOBILENET_V3_LARGE_TORCHVISION
+from jdl.interop.names_efficient import MOBILENET_V3_SMALL_TORCHVISION as MOBILENET_V3_SMALL_TORCHVISION
+from jdl.interop.names_efficient import SHUFFLENET_TORCHVISION as SHUFFLENET_TORCHVISION
+from jdl.interop.names_efficient import VIT_HUGGING_FACE as VIT_HUGGING_FACE
+from jdl.interop.names_efficient import VIT_TIMM as VIT_TIMM
+from jdl.interop.names_efficient import VIT_TORCHVISION as VIT_TORCHVISION
+from jdl.interop.names_efficient import efficientnet_hugging_face as efficientnet_hugging_face
+from jdl.interop.names_efficient import efficientnet_lite_pytorch as efficientnet_lite_pytorch
+
+_RESNET_BLOCKS = [
+    ("stage{s}/block{b}/conv{i}/conv", "layer{s}.{b-1}.conv{i}"),
+    ("stage{s}/block{b}/conv{i}/norm", "layer{s}.{b-1}.bn{i}"),
+    ("stage{s}/block{b}/shortcut/conv", "layer{s}.{b-1}.downsample.0"),
+    ("stage{s}/block{b}/shortcut/norm", "layer{s}.{b-1}.downsample.1"),
+]
+
+RESNET_TORCHVISION = [("stem/conv", "conv1"), ("stem/norm", "bn1"), *_RESNET_BLOCKS, ("head", "fc")]
+"""`jdl.models.resnet` from torchvision and timm (ResNet, ResNeXt, wide ResNet)."""
+
+RESNET_CIFAR = [("stem/conv", "conv1"), ("stem/norm", "bn1"), *_RESNET_BLOCKS, ("head", "linear")]
+"""`jdl.models.resnet_cifar` from Yerlan Idelbayev's pytorch_resnet_cifar10."""
+
+RESNET_HUGGING_FACE = [
+    ("stem/conv", "resnet.embedder.embedder.convolution"),
+    ("stem/norm", "resnet.embedder.embedder.normalization"),
+    ("stage{s}/block{b}/conv{i}/conv", "resnet.encoder.stages.{s-1}.layers.{b-1}.layer.{i-1}.convolution"),
+    ("stage{s}/block{b}/conv{i}/norm", "resnet.encoder.stages.{s-1}.layers.{b-1}.layer.{i-1}.normalization"),
+    ("stage{s}/block{b}/shortcut/conv", "resnet.encoder.stages.{s-1}.layers.{b-1}.shortcut.convolution"),
+    ("stage{s}/block{b}/shortcut/norm", "resnet.encoder.stages.{s-1}.layers.{b-1}.shortcut.normalization"),
+    ("head", "classifier.1"),
+]
+"""`jdl.models.resnet` from Hugging Face transformers."""

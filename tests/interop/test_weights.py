@@ -1,0 +1,261 @@
+"""Tensors are read from every format, mapped by name, and what does not fit is named."""
+
+import numpy as np
+import pytest
+
+from jdl.interop import (
+    adapt_channels,
+    export_weights,
+    load_weights,
+    read_tensors,
+    resize_positions,
+    write_tensors,
+)
+from jdl.interop.weights import LAYOUTS
+
+NAMES = [
+    ("stem/conv", "conv1"),
+    ("stage{s}/block{b}/norm", "layer{s-1}.{b+1}.bn"),
+    ("squeeze", "fc1", "pointwise"),
+    ("position", "pos_embed"),
+    ("head", "fc"),
+]
+
+
+def variables(rng=None):
+    draw = (
+        (lambda *shape: rng.normal(size=shape).astype(np.float32))
+        if rng
+        else (lambda *shape: np.zeros(shape, np.float32))
+    )
+    return {
+        "params": {
+            "stem": {"conv": {"kernel": draw(3, 3, 2, 4)}},
+            "stage2": {"block0": {"norm": {"scale": draw(4), "bias": draw(4)}}},
+            "squeeze": {"kernel": draw(4, 5), "bias": draw(5)},
+            "position": draw(1, 5, 4),
+            "head": {"kernel": draw(4, 3), "bias": draw(3)},
+        },
+        "batch_stats": {"stage2": {"block0": {"norm": {"mean": draw(4), "var": draw(4)}}}},
+    }
+
+
+def state():
+    return export_weights(variables(np.random.default_rng(0)), NAMES)
+
+
+def test_names_and_layouts_are_pytorchs():
+    assert {name: x.shape for name, x in state().items()} == {
+        "conv1.weight": (4, 2, 3, 3),
+        "layer1.1.bn.weight": (4,),
+        "layer1.1.bn.bias": (4,),
+        "layer1.1.bn.running_mean": (4,),
+        "layer1.1.bn.running_var": (4,),
+        "fc1.weight": (5, 4, 1, 1),
+        "fc1.bias": (5,),
+        "pos_embed": (1, 5, 4),
+        "fc.weight": (3, 4),
+        "fc.bias": (3,),
+    }
+
+
+def test_loading_undoes_exporting():
+    given = variables(np.random.default_rng(0))
+    found = load_weights(variables(), {**state(), "layer1.1.bn.num_batches_tracked": np.int64(3)}, NAMES)
+    for (path, x), y in zip(flat(given).items(), flat(found).values(), strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=path)
+
+
+def flat(tree, path=""):
+    if not isinstance(tree, dict):
+        return {path: tree}
+    return {k: v for name, sub in sorted(tree.items()) for k, v in flat(sub, f"{path}/{name}").items()}
+
+
+def test_parts_of_one_tensor():
+    rng = np.random.default_rng(0)
+    whole, bias = rng.normal(size=(6, 4)).astype(np.float32), rng.normal(size=6).astype(np.float32)
+    mine = {
+        "params": {
+            name: {"kernel": np.zeros((4, 2), np.float32), "bias": np.zeros(2, np.float32)}
+            for name in ("query", "key", "value")
+        }
+    }
+    for layout, tensor in (("kernel", whole), ("same", whole.T.copy())):
+        rules = [(name, "qkv", layout, f"{i}/3") for i, name in enumerate(("query", "key", "value"))]
+        tensors = {"qkv.weight": tensor, "qkv.bias": bias}
+        found = load_weights(mine, tensors, rules)
+        np.testing.assert_array_equal(found["params"]["key"]["kernel"], whole[2:4].T)
+        np.testing.assert_array_equal(found["params"]["value"]["bias"], bias[4:])
+        back = export_weights(found, rules)
+        for name, theirs in tensors.items():
+            np.testing.assert_array_equal(back[name], theirs)
+        del found["params"]["query"]
+        with pytest.raises(ValueError, match='"qkv.bias": 2 of its 3 parts'):
+            export_weights(found, rules)
+
+
+def test_every_fault_is_named():
+    tensors = state()
+    del tensors["fc.bias"]
+    tensors["conv1.weight"] = tensors["conv1.weight"][:, :1]
+    tensors["layer1.2.bn.weight"] = np.zeros(4)
+    with pytest.raises(ValueError) as error:
+        load_weights(variables(), tensors, [rule for rule in NAMES if rule[0] != "position"])
+    assert str(error.value).splitlines() == [
+        "the weights do not fit the model",
+        "no rule names: position",
+        'no tensor for: head/bias ("fc.bias")',
+        'of another shape: stem/conv/kernel (3, 3, 2, 4) ("conv1.weight" (4, 1, 3, 3))',
+        "tensors that nothing uses: layer1.2.bn.weight, pos_embed",
+    ]
+
+
+def test_a_fresh_head_keeps_its_values_and_needs_no_tensor_that_fits():
+    mine = variables()
+    mine["params"]["head"] = {"kernel": np.ones((4, 7), np.float32), "bias": np.ones(7, np.float32)}
+    found = load_weights(mine, state(), NAMES, fresh=["head"])
+    assert found["params"]["head"]["kernel"].sum() == 28
+    assert np.any(found["params"]["stem"]["conv"]["kernel"])
+    with pytest.raises(ValueError, match="top \\(named in fresh, not in the model\\)"):
+        load_weights(variables(), state(), NAMES, fresh=["top"])
+    # A name that begins alike is another name.
+    with pytest.raises(ValueError, match="not in the model"):
+        load_weights(variables(), state(), NAMES, fresh=["hea"])
+
+
+def test_other_channels_and_positions_are_adapted():
+    mine = variables()
+    mine["params"]["stem"]["conv"]["kernel"] = np.zeros((3, 3, 1, 4), np.float32)
+    mine["params"]["position"] = np.zeros((1, 10, 4), np.float32)
+    adapt = {"stem/conv/kernel": adapt_channels, "position": resize_positions}
+    found = load_weights(mine, state(), NAMES, adapt=adapt)["params"]
+    whole = variables(np.random.default_rng(0))["params"]
+    np.testing.assert_allclose(
+        found["stem"]["conv"]["kernel"], whole["stem"]["conv"]["kernel"].sum(2, keepdims=True), atol=1e-6
+    )
+    np.testing.assert_array_equal(found["position"][:, 0], whole["position"][:, 0])  # the class token
+    with pytest.raises(ValueError, match="not square grids"):
+        resize_positions(np.zeros((1, 12, 4)), (1, 26, 4))
+
+
+def test_grey_images_give_what_they_gave_in_colour():
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 3, 4))
+    grey = np.random.default_rng(1).normal(size=(3, 3))
+    expected = np.einsum("hw,hwcf->f", grey, kernel)
+    for channels in (1, 2, 4, 6):
+        adapted = adapt_channels(kernel, (3, 3, channels, 4))
+        assert adapted.shape == (3, 3, channels, 4)
+        if channels in (1, 6):
+            np.testing.assert_allclose(np.einsum("hw,hwcf->f", grey, adapted), expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_invert(layout):
+    shape = (5, 4) if layout == "pointwise" else (3, 2, 4, 5)
+    x = np.random.default_rng(0).normal(size=shape)
+    np.testing.assert_array_equal(LAYOUTS[layout].read(LAYOUTS[layout].write(x)), x)
+
+
+@pytest.mark.parity
+def test_transposed_convolution_is_pytorchs(torch):
+    from flax import linen
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 5, 5, 3)).astype(np.float32)
+    layer = torch.nn.ConvTranspose2d(3, 4, 2, stride=2)
+    kernel = LAYOUTS["transposed"].read(layer.weight.detach().numpy())
+    params = {"kernel": kernel, "bias": layer.bias.detach().numpy()}
+    ours = linen.ConvTranspose(4, (2, 2), (2, 2), padding="VALID").apply({"params": params}, x)
+    theirs = layer(torch.tensor(x.transpose(0, 3, 1, 2).copy())).detach().numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_safetensors_round_trip(tmp_path):
+    pytest.importorskip("safetensors")
+    path = tmp_path / "model.safetensors"
+    given = {"a": np.float32([[1, 2]]), "b": np.arange(3), "t": np.ones((2, 3), np.float32).T}
+    write_tensors(path, given, origin="a test")
+    for source in (path, tmp_path):
+        found = read_tensors(source)
+        assert found.keys() == given.keys()
+        for name in given:
+            np.testing.assert_array_equal(found[name], given[name])
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parity
+def test_reads_what_pytorch_and_safetensors_write(torch, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    tensors = {"module.w": torch.arange(6.0).reshape(2, 3), "module.h": torch.ones(2, dtype=torch.bfloat16)}
+    torch.save({"state_dict": tensors, "epoch": 3}, tmp_path / "a.pth")
+    torch.save(tensors, tmp_path / "b.pt")
+    safetensors.save_file(tensors, tmp_path / "c.safetensors")
+    for path in tmp_path.iterdir():
+        found = read_tensors(path)
+        assert found.keys() == {"w", "h"}
+        np.testing.assert_array_equal(found["w"], np.arange(6.0).reshape(2, 3))
+        assert found["h"].dtype == np.float32
+
+
+@pytest.mark.parity
+def test_no_code_in_a_file_is_run(torch, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "exploded"), "w"))
+
+    torch.save({"w": torch.ones(1), "bomb": Bomb()}, tmp_path / "bomb.pth")
+    with pytest.raises(ValueError, match="holds more than tensors"):
+        read_tensors(tmp_path / "bomb.pth")
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".npz"])
+@pytest.mark.parametrize("keep", [0, 0.5, 0.98])
+def test_a_file_cut_off_is_refused(torch, tmp_path, suffix, keep):
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = tmp_path / f"model{suffix}"
+    tensors = {"w": torch.arange(600.0)}
+    if suffix == ".pth":
+        torch.save(tensors, path)
+    elif suffix == ".npz":
+        np.savez(path, w=tensors["w"].numpy())
+    else:
+        safetensors.save_file(tensors, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(ValueError, match="cannot be read|holds more"):
+        read_tensors(path)
+
+
+def test_what_is_no_file_of_tensors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file"):
+        read_tensors(tmp_path / "missing.safetensors")
+    with pytest.raises(FileNotFoundError, match="holds none of model.safetensors"):
+        read_tensors(tmp_path)
+    (tmp_path / "weights.h5").write_bytes(b"?")
+    with pytest.raises(ValueError, match="not of a known format"):
+        read_tensors(tmp_path / "weights.h5")
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    with pytest.raises(ImportError, match="jdl-jax\\[interop\\]"):
+        write_tensors(tmp_path / "a.safetensors", {})
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "a.pth").write_bytes(b"")
+    with pytest.raises(ImportError, match="only PyTorch reads"):
+        read_tensors(tmp_path / "a.pth")
+
+
+def test_shards_of_an_index_are_joined(tmp_path):
+    pytest.importorskip("safetensors")
+    write_tensors(tmp_path / "one.safetensors", {"a": np.ones(2)})
+    write_tensors(tmp_path / "two.safetensors", {"b": np.zeros(3)})
+    (tmp_path / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}'
+    )
+    assert read_tensors(tmp_path).keys() == {"a", "b"}
