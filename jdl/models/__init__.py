@@ -4,7 +4,58 @@ A model is a Linen module called as ``module.apply(variables, inputs, train=Fals
 function ``tiny()`` that returns a small module and a batch for it.
 """
 
+from jdl.models.airbench import AirBench
+from jdl.models.alexnet import AlexNet
+from jdl.models.convnext import ConvNeXt, convnext
+from jdl.models.densenet import DenseNet, densenet, densenet_cifar
+from jdl.models.efficientnet import EfficientNet, efficientnet
+from jdl.models.googlenet import GoogLeNet
 from jdl.models.lenet import LeNet5
+from jdl.models.mixer import Mixer, mixer
 from jdl.models.mlp import MLP
+from jdl.models.mobilenet import MobileNet, mobilenet_v1, mobilenet_v2, mobilenet_v3
+from jdl.models.nin import NiN
+from jdl.models.resnet import ResNet, resnet, resnet_cifar, wide_resnet
+from jdl.models.shufflenet import ShuffleNet, shufflenet_v2
+from jdl.models.small_cnn import TwoConv
+from jdl.models.squeezenet import SqueezeNet, squeezenet
+from jdl.models.unet import UNet, unet_output_size
+from jdl.models.vgg import VGG, vgg
+from jdl.models.vit import ViT, vit
 
-__all__ = ["MLP", "LeNet5"]
+__all__ = [
+    "MLP",
+    "VGG",
+    "AirBench",
+    "AlexNet",
+    "ConvNeXt",
+    "DenseNet",
+    "EfficientNet",
+    "GoogLeNet",
+    "LeNet5",
+    "Mixer",
+    "MobileNet",
+    "NiN",
+    "ResNet",
+    "ShuffleNet",
+    "SqueezeNet",
+    "TwoConv",
+    "UNet",
+    "ViT",
+    "convnext",
+    "densenet",
+    "densenet_cifar",
+    "efficientnet",
+    "mixer",
+    "mobilenet_v1",
+    "mobilenet_v2",
+    "mobilenet_v3",
+    "resnet",
+    "resnet_cifar",
+    "shufflenet_v2",
+    "squeezenet",
+    "unet_output_size",
+    "vgg",
+    "vit",
+    "wide_resnet",
+]
