@@ -11,7 +11,11 @@
 This package stands alone: it needs jax and numpy and nothing else of jdl.
 """
 
-from jdl.data.augment import Transform, compose, cutout, mixup, random_crop, random_flip
+from jdl.data.augment import Transform, compose, cutout, one_of, random_crop, random_flip
+from jdl.data.augment_color import color_jitter
+from jdl.data.augment_mix import cutmix, mixup
+from jdl.data.augment_policy import rand_augment, trivial_augment
+from jdl.data.augment_shape import elastic, random_erasing, random_resized_crop
 from jdl.data.batches import (
     Batches,
     GrainBatches,
@@ -22,6 +26,7 @@ from jdl.data.batches import (
     in_order,
     shuffled,
 )
+from jdl.data.folder import FolderBatches, image_folder
 from jdl.data.preprocess import Preprocess, fit_preprocess
 from jdl.data.sources import Dataset, Text, load, load_text
 from jdl.data.splits import k_fold, split
@@ -29,24 +34,34 @@ from jdl.data.splits import k_fold, split
 __all__ = [
     "Batches",
     "Dataset",
+    "FolderBatches",
     "GrainBatches",
     "HostBatches",
     "Preprocess",
     "ResidentBatches",
     "Text",
     "Transform",
+    "color_jitter",
     "compose",
+    "cutmix",
     "cutout",
+    "elastic",
     "fingerprint",
     "fit_preprocess",
     "from_grain",
+    "image_folder",
     "in_order",
     "k_fold",
     "load",
     "load_text",
     "mixup",
+    "one_of",
+    "rand_augment",
     "random_crop",
+    "random_erasing",
     "random_flip",
+    "random_resized_crop",
     "shuffled",
     "split",
+    "trivial_augment",
 ]

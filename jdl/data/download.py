@@ -102,6 +102,13 @@ def _verify(data: bytes, expected: str, place: str) -> None:
 
 def _download(dataset: str, name: str, parts: Mapping[str, Part], cache: Path) -> dict[str, bytes]:
     """``name``, and whatever other ``parts`` come in the same file, from the first mirror that has it."""
+    if not parts[name].urls:
+        own = os.environ.get("JDL_DATA")
+        folder = Path(own).expanduser() / dataset if own else f"$JDL_DATA/{dataset} (JDL_DATA is not set)"
+        raise FileNotFoundError(
+            f"{dataset} is not on this machine and is not downloaded by itself. Put its {len(parts)} files, "
+            f"such as {name}, into {folder} or into {cache}"
+        )
     problems = []
     for url in parts[name].urls:
         file = url.rpartition("/")[2]

@@ -28,6 +28,7 @@ import numpy as np
 from jdl.data.batches import fingerprint
 from jdl.data.download import Part, contents
 from jdl.data.formats import parse_cifar_batch, parse_idx_pair
+from jdl.data.isbi2012 import SOURCE, isbi2012
 from jdl.data.splits import split
 
 
@@ -224,6 +225,10 @@ def _cifar10() -> Dataset:
     return _dataset("cifar10", train, test, names, source)
 
 
+def _isbi2012() -> Dataset:
+    return _dataset("isbi2012", *isbi2012(), ("membrane", "cell"), SOURCE)
+
+
 def _text(name: str, train: str, validation: str, test: str | None, source: str) -> Text:
     parts = [np.frombuffer(part.encode(), np.uint8) for part in (train, validation, test or "")]
     return Text(name, train, validation, test, fingerprint(parts), source)
@@ -252,6 +257,7 @@ _IMAGES: dict[str, Callable[[], Dataset]] = {
     "mnist": _mnist,
     "fashion_mnist": _fashion_mnist,
     "cifar10": _cifar10,
+    "isbi2012": _isbi2012,
 }
 _TEXTS: dict[str, Callable[[], Text]] = {"tiny_shakespeare": _tiny_shakespeare, "wikitext2": _wikitext2}
 
@@ -268,10 +274,11 @@ def load(name: str) -> Dataset:
     """A published set of labelled images.
 
     Args:
-        name: ``"digits"``, ``"mnist"``, ``"fashion_mnist"`` or ``"cifar10"``.
+        name: ``"digits"``, ``"mnist"``, ``"fashion_mnist"`` or ``"cifar10"``; or ``"isbi2012"``, whose labels
+            are of pixels.
 
     Returns:
-        The `Dataset`: ``inputs`` uint8 [N, H, W, C] in 0..255, ``labels`` int32 [N].
+        The `Dataset`: ``inputs`` uint8 [N, H, W, C] in 0..255, ``labels`` int32 [N], or of pixels [N, H, W].
 
     Raises:
         ValueError: if there is no such set, or a file that was found is not what was published.

@@ -1,11 +1,17 @@
 """What to learn: from a module to a `Task`, and from Task to Task."""
 
-from jdl.tasks.module import activations, functions
-from jdl.tasks.supervised import classification, classification_score, regression, supervised
+from jdl.tasks.module import functions
+from jdl.tasks.supervised import (
+    classification,
+    classification_score,
+    regression,
+    segmentation,
+    segmentation_score,
+    supervised,
+)
 from jdl.tasks.transforms import augmented, mixed_precision, preprocessed
 
 __all__ = [
-    "activations",
     "augmented",
     "classification",
     "classification_score",
@@ -13,5 +19,7 @@ __all__ = [
     "mixed_precision",
     "preprocessed",
     "regression",
+    "segmentation",
+    "segmentation_score",
     "supervised",
 ]

@@ -54,42 +54,6 @@ def functions(module: Any) -> Functions:
     return Functions(init, train, predict)
 
 
-def activations(module: Any, variables: Variables, inputs: Any) -> dict[str, Any]:
-    """What every layer of a Linen module makes of the inputs.
-
-    Args:
-        module: a Linen module.
-        variables: its variables.
-        inputs: a batch of inputs.
-
-    Returns:
-        The output of each submodule by its path, in order of computation; of one that is called several
-        times, the last.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from jdl.models import MLP
-        >>> model, inputs = MLP((8, 3)), jnp.ones((2, 5))
-        >>> seen = activations(model, model.init(jax.random.key(0), inputs), inputs)
-        >>> {name: x.shape for name, x in seen.items()}
-        {'Dense_0': (2, 8), 'Dropout_0': (2, 8), 'Dense_1': (2, 3)}
-    """
-    _, captured = module.apply(
-        variables, inputs, train=False, capture_intermediates=True, mutable=["intermediates"]
-    )
-    found: dict[str, Any] = {}
-
-    def collect(tree: Any, path: str) -> None:
-        for name, value in tree.items():
-            if name != "__call__":
-                collect(value, f"{path}/{name}" if path else name)
-            elif path:
-                found[path] = value[-1]
-
-    collect(captured["intermediates"], "")
-    return found
-
-
 def _kept(variables: Variables) -> Variables:
     """The collections that last from step to step."""
     return {name: tree for name, tree in variables.items() if name not in ("params", "intermediates")}

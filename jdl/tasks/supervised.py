@@ -47,16 +47,18 @@ def supervised(module: Any, score: Score, *, train_score: Score | None = None, *
     return Task(model.init, loss, evaluate, model.predict, **fields)
 
 
-def classification(module: Any, *, label_smoothing: float = 0.0) -> Task:
+def classification(module: Any, *, label_smoothing: float = 0.0, auxiliary: float = 0.3) -> Task:
     """Softmax classification: the module's outputs are logits [B, ..., C].
 
     The loss is cross-entropy, -sum_c q_c log softmax(logits)_c, with q the one-hot label, softened to
     (1 - s) q + s / C in training. ``labels`` are integers [B, ...] or probabilities [B, ..., C], as Mixup
-    makes them; ``weights`` [B] or [B, ...] count examples or positions.
+    makes them; ``weights`` [B] or [B, ...] count examples or positions. A module with auxiliary classifiers
+    gives in training a tuple, the logits and those of the auxiliary ones, whose losses are added.
 
     Args:
         module: a module from inputs to logits.
         label_smoothing: s above, 0 <= s < 1.
+        auxiliary: weight of the losses of auxiliary classifiers.
 
     Returns:
         A task with the metrics "loss" (nats) and "accuracy", monitored by "max accuracy".
@@ -74,16 +76,81 @@ def classification(module: Any, *, label_smoothing: float = 0.0) -> Task:
         ['accuracy', 'faults', 'loss']
 
     Reference:
-        Label smoothing: Szegedy et al., "Rethinking the inception architecture", 2016, section 7.
+        Label smoothing: Szegedy et al., "Rethinking the inception architecture", 2016, section 7. Auxiliary
+        classifiers: Szegedy et al., "Going deeper with convolutions", 2015, section 5.
     """
+    return _classifier(module, classification_score, label_smoothing, auxiliary)
+
+
+def segmentation(module: Any, *, label_smoothing: float = 0.0, auxiliary: float = 0.3) -> Task:
+    """`classification` of every pixel: logits [B, H, W, C], ``labels`` [B, H, W], and the overlap of regions.
+
+    A pixel counts by its ``weights`` [B, H, W] (or by its image's, [B]), in the loss, whose total is a sum
+    over pixels, and in all metrics.
+
+    Args:
+        module: a module from images to logits of each pixel.
+        label_smoothing: as in `classification`.
+        auxiliary: as in `classification`.
+
+    Returns:
+        A task with the metrics "loss", "accuracy" (of pixels), and for each class "iou" and "dice" [C],
+        monitored by "max accuracy".
+
+    Raises:
+        ValueError: as `classification`.
+
+    Example:
+        >>> from jdl.core import summarize
+        >>> from jdl.models import UNet
+        >>> task = segmentation(UNet(2, width=4, depth=1))
+        >>> batch = {"inputs": jnp.ones((1, 8, 8, 1)), "labels": jnp.zeros((1, 8, 8), jnp.int32)}
+        >>> variables = task.init(jax.random.key(0), batch)
+        >>> summarize(task.evaluate(variables, batch, jax.random.key(1)))["iou"].shape
+        (2,)
+    """
+    return _classifier(module, segmentation_score, label_smoothing, auxiliary)
+
+
+def _classifier(module: Any, score: Callable[..., Metrics], label_smoothing: float, auxiliary: float) -> Task:
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be at least 0 and below 1; got {label_smoothing}")
 
-    def train_score(logits: Array, batch: Batch) -> Metrics:
-        return classification_score(logits, batch, label_smoothing=label_smoothing)
+    def train_score(outputs: Any, batch: Batch) -> Metrics:
+        logits, *others = outputs if isinstance(outputs, tuple) else (outputs,)
+        metrics = score(logits, batch, label_smoothing=label_smoothing)
+        total, weight = metrics["loss"]
+        for other in others:
+            extra = classification_score(other, batch, label_smoothing=label_smoothing)["loss"]
+            total = total + auxiliary * extra.total
+        return {**metrics, "loss": Mean(total, weight)}
 
-    task = supervised(module, classification_score, train_score=train_score, monitor="max accuracy")
+    task = supervised(module, score, train_score=train_score, monitor="max accuracy")
     return task._replace(check=lambda batch: _check_labels(task, batch))
+
+
+def segmentation_score(logits: Array, batch: Batch, *, label_smoothing: float = 0.0) -> Metrics:
+    """`classification_score`, and the overlap of the predicted with the labelled region of each class.
+
+    With P and L the pixels predicted and labelled as a class, "iou" is |P and L| / |P or L| (Jaccard) and
+    "dice" 2 |P and L| / (|P| + |L|), each a `Mean` of arrays [C], with pixels counted by their weights. They
+    add up over batches, and are not a number for a class that is nowhere predicted nor labelled.
+    """
+    metrics = classification_score(logits, batch, label_smoothing=label_smoothing)
+    C = logits.shape[-1]
+    labels = jnp.asarray(batch["labels"])
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        labels = labels.argmax(-1)
+    weights = _position_weights(batch, logits.shape[:-1])[..., None]
+    classes = jnp.arange(C).reshape((1,) * labels.ndim + (C,))
+    predicted = logits.argmax(-1)[..., None] == classes
+    labelled = labels.astype(jnp.int32)[..., None] == classes
+
+    def count(region: Array) -> Array:
+        return (region * weights).sum(tuple(range(labels.ndim)))
+
+    both, together = count(predicted & labelled), count(predicted) + count(labelled)
+    return {**metrics, "iou": Mean(both, together - both), "dice": Mean(2 * both, together)}
 
 
 def classification_score(logits: Array, batch: Batch, *, label_smoothing: float = 0.0) -> Metrics:

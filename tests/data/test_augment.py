@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jdl.data import compose, cutout, mixup, random_crop, random_flip
+from jdl.data import compose, cutmix, cutout, mixup, one_of, random_crop, random_flip
 
 KEY = jax.random.key(0)
 
@@ -100,39 +100,6 @@ def span_counts(length, size):
     return counts
 
 
-def test_mixup_mixes_inputs_and_labels_alike():
-    count = 512
-    data = {"inputs": jnp.eye(count), "labels": jnp.arange(count)}
-    mixed = mixup(0.7, count)(KEY, data)
-    np.testing.assert_allclose(mixed["inputs"], mixed["labels"], atol=1e-6)
-    np.testing.assert_allclose(mixed["labels"].sum(1), 1, atol=1e-5)
-    assert int((mixed["labels"] > 0).sum(1).max()) == 2
-    ratio = np.asarray(jnp.diagonal(mixed["labels"]))
-    assert stats.kstest(ratio[ratio < 1], stats.beta(0.7, 0.7).cdf).pvalue > 1e-4
-    assert len(np.unique(ratio)) > count // 2
-
-
-def test_mixup_of_soft_labels_and_other_precision():
-    data = {"inputs": jnp.ones((4, 3), jnp.bfloat16), "labels": jnp.full((4, 2), 0.5)}
-    mixed = mixup(1.0, 2)(KEY, data)
-    assert mixed["inputs"].dtype == jnp.bfloat16
-    np.testing.assert_allclose(mixed["labels"], 0.5, atol=1e-6)
-
-
-def test_mixup_leaves_padding_out():
-    count = 64
-    weights = jnp.asarray(np.arange(count) % 3 > 0, jnp.float32)
-    data = {"inputs": jnp.eye(count), "labels": jnp.arange(count), "weights": weights}
-    mixed = mixup(1.0, count)(KEY, data)
-    np.testing.assert_array_equal(mixed["weights"], weights)
-    into_real = mixed["inputs"][weights > 0][:, weights == 0]
-    assert float(into_real.max()) == 0
-    assert float(mixed["inputs"][weights > 0].max(1).min()) < 1
-    np.testing.assert_allclose(mixed["inputs"].sum(1), 1, atol=1e-5)
-    empty = mixup(1.0, count)(KEY, {**data, "weights": jnp.zeros(count)})
-    np.testing.assert_array_equal(empty["inputs"], data["inputs"])
-
-
 def test_compose_gives_each_its_own_key():
     noise = [lambda key, data: {**data, "inputs": data["inputs"] + jax.random.normal(key, (2,))}] * 2
     data = {"inputs": jnp.zeros(2)}
@@ -143,6 +110,47 @@ def test_compose_gives_each_its_own_key():
     np.testing.assert_array_equal(compose()(KEY, data)["inputs"], data["inputs"])
 
 
+def test_one_of_draws_each_batch():
+    data = batch(8)
+    chosen = one_of([random_flip(0.0), random_flip(1.0)], [0.25, 0.75])
+    keys = jax.random.split(KEY, 400)
+    flipped = [bool((chosen(key, data)["inputs"] != data["inputs"]).any()) for key in keys]
+    assert stats.binomtest(sum(flipped), 400, 0.75).pvalue > 1e-4
+    for key in keys[:10]:
+        images = chosen(key, data)["inputs"]
+        assert (images == data["inputs"]).all() or (images == data["inputs"][:, :, ::-1]).all()
+    jax.tree.map(np.testing.assert_array_equal, chosen(KEY, data), chosen(KEY, data))
+    mixed = one_of([mixup(0.2, 5), cutmix(1.0, 5)])(KEY, data)
+    assert mixed["labels"].shape == (8, 5)
+
+
+@pytest.mark.parametrize(
+    "transform", [random_flip(also=("labels", "map")), random_crop(3, also=("labels", "map"))]
+)
+def test_masks_move_along(transform):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 9, (32, 12, 9))
+    data = {
+        "inputs": jnp.asarray(np.repeat(labels[..., None], 3, -1), jnp.float32),
+        "labels": jnp.asarray(labels, jnp.uint8),
+        "map": jnp.asarray(labels[..., None], jnp.bfloat16),
+        "names": jnp.arange(32),
+    }
+    moved = transform(KEY, data)
+    assert (moved["inputs"] != data["inputs"]).any()
+    assert moved["labels"].dtype == jnp.uint8
+    np.testing.assert_array_equal(moved["labels"], moved["inputs"][..., 0])
+    np.testing.assert_array_equal(moved["map"].astype(jnp.float32), moved["inputs"][..., :1])
+    np.testing.assert_array_equal(moved["names"], data["names"])
+    alone = transform_alone(transform, data)
+    np.testing.assert_array_equal(alone, moved["inputs"])
+
+
+def transform_alone(transform, data):
+    zeros = {**data, "labels": jnp.zeros((32, 12, 9)), "map": jnp.zeros((32, 12, 9))}
+    return transform(KEY, zeros)["inputs"]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -150,20 +158,25 @@ def test_compose_gives_each_its_own_key():
         (lambda: random_crop(-1), "padding"),
         (lambda: random_crop(1, "wrap"), "mode"),
         (lambda: cutout(0), "size"),
-        (lambda: mixup(0.0, 3), "alpha"),
-        (lambda: mixup(1.0, 0), "num_classes"),
         (lambda: cutout(1)(KEY, {"inputs": jnp.zeros((2, 3))}), r"got shape \(2, 3\)"),
         (
             lambda: random_crop(4, "reflect")(KEY, {"inputs": jnp.zeros((2, 4, 4, 1))}),
             "4x4 cannot be reflected by 4",
         ),
+        (lambda: random_flip(also="labels"), "tuple of entries beside inputs"),
+        (lambda: random_crop(1, also=("inputs",)), "tuple of entries beside inputs"),
+        (lambda: random_flip(also=("mask",))(KEY, batch(2)), "names 'mask', and the batch has only"),
         (
-            lambda: mixup(1.0, 3)(KEY, {"inputs": jnp.zeros((2, 3), jnp.uint8), "labels": jnp.zeros(2, int)}),
-            "uint8",
+            lambda: random_flip(also=("labels",))(KEY, batch(2)),
+            r"'labels' must be \[B, H, W\].* got shape \(2,\)",
         ),
+        (lambda: one_of([]), "at least one"),
+        (lambda: one_of([cutout(1)], [0.5, 0.5]), "as many probabilities, got 2"),
+        (lambda: one_of([cutout(1)] * 2, [0.5, 0.6]), "sum 1"),
+        (lambda: one_of([cutout(1)] * 2, [-0.5, 1.5]), "at least 0"),
         (
-            lambda: mixup(1.0, 3)(KEY, {"inputs": jnp.zeros((2, 3)), "labels": jnp.zeros((2, 4))}),
-            r"got float32 \(2, 4\)",
+            lambda: one_of([cutout(1), mixup(1.0, 5)])(KEY, batch(2)),
+            r"number 0 makes .*labels int32 \[2\].*number 1 makes .*labels float32 \[2, 5\]",
         ),
     ],
 )

@@ -236,3 +236,23 @@ def test_cifar10(official_data):
     assert np.bincount(cifar10.train["labels"]).tolist() == [5000] * 10
     mean = cifar10.train["inputs"].mean((0, 1, 2)) / 255
     np.testing.assert_allclose(mean, (0.4914, 0.4822, 0.4465), atol=5e-5)
+
+
+def test_isbi2012_is_thirty_slices_with_labels_of_pixels(official_data):
+    official_data("isbi2012_em")
+    dataset = load("isbi2012")
+    for part, count in (dataset.train, 24), (dataset.test, 6):
+        inputs, labels = part["inputs"], part["labels"]
+        assert (inputs.shape, inputs.dtype) == ((count, 512, 512, 1), np.uint8)
+        assert (labels.shape, labels.dtype) == ((count, 512, 512), np.int32)
+        assert set(np.unique(labels)) == {0, 1}
+        # Membranes are dark, and a fifth of the image.
+        assert inputs[..., 0][labels == 0].mean() < inputs[..., 0][labels == 1].mean() - 30
+        assert 0.7 < labels.mean() < 0.85
+
+
+def test_isbi2012_says_what_to_put_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("JDL_DATA", str(tmp_path))
+    monkeypatch.setenv("JDL_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(FileNotFoundError, match=r"isbi2012_em is not on this machine.*Put its 60 files"):
+        load("isbi2012")

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from jdl.core import FAULTS, summarize
 from jdl.models import MLP
-from jdl.tasks import classification, classification_score, regression
+from jdl.tasks import (
+    classification,
+    classification_score,
+    regression,
+    segmentation,
+    segmentation_score,
+)
 
 C = 5
 
@@ -255,3 +261,83 @@ def test_smoothing_out_of_range_is_refused(smoothing):
 def test_unknown_loss_is_refused():
     with pytest.raises(ValueError, match="one of squared, absolute, huber; got 'cubic'"):
         regression(MODEL, loss="cubic")
+
+
+def segments(B=3, H=4, W=5, seed=0):
+    logits, labels = logits_and_labels(B, H, W, seed=seed)
+    weights = np.random.default_rng(seed + 1).uniform(0, 2, (B, H, W)).astype(np.float32)
+    return {"inputs": logits, "labels": labels, "weights": weights}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_overlap_equals_sklearn(weighted):
+    metrics = pytest.importorskip("sklearn.metrics")
+    batch = segments()
+    weights = batch["weights"].ravel() if weighted else None
+    found = segmentation_score(jnp.asarray(batch["inputs"]), batch if weighted else without_weights(batch))
+    flat = batch["labels"].ravel(), batch["inputs"].argmax(-1).ravel()
+    options = {"average": None, "sample_weight": weights}
+    np.testing.assert_allclose(found["iou"].value(), metrics.jaccard_score(*flat, **options), rtol=1e-5)
+    np.testing.assert_allclose(found["dice"].value(), metrics.f1_score(*flat, **options), rtol=1e-5)
+
+
+def without_weights(batch):
+    return {name: x for name, x in batch.items() if name != "weights"}
+
+
+def test_segmentation_counts_pixels_by_their_weights():
+    batch = segments()
+    task = segmentation(Identity())
+    variables = task.init(jax.random.key(0), batch)
+    total, (weight, _, metrics) = task.loss(variables, batch, jax.random.key(1))
+    logits, labels = batch["inputs"], batch["labels"]
+    losses = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), labels[..., None], -1)[..., 0]
+    assert float(weight) == pytest.approx(batch["weights"].sum(), rel=1e-6)
+    assert float(total) == pytest.approx((losses * batch["weights"]).sum(), rel=1e-5)
+    right = (logits.argmax(-1) == labels) * batch["weights"]
+    assert float(metrics["accuracy"].total) == pytest.approx(right.sum(), rel=1e-5)
+
+
+def test_segmentation_of_a_batch_is_that_of_its_parts_added():
+    batch = segments(B=4)
+    parts = [{name: x[rows] for name, x in batch.items()} for rows in (slice(0, 1), slice(1, 4))]
+    scores = [segmentation_score(jnp.asarray(part["inputs"]), part) for part in parts]
+    added = jax.tree.map(lambda a, b: a + b, *scores)
+    whole = segmentation_score(jnp.asarray(batch["inputs"]), batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), added, whole)
+
+
+def test_overlap_of_a_class_that_is_nowhere_is_not_a_number():
+    logits = np.zeros((1, 2, 2, C), np.float32)
+    logits[..., 1] = 1
+    batch = {"inputs": logits, "labels": np.ones((1, 2, 2), np.int32)}
+    overlap = summarize(segmentation_score(jnp.asarray(logits), batch))["iou"]
+    np.testing.assert_array_equal(overlap, [np.nan, 1, np.nan, np.nan, np.nan])
+
+
+def test_segmentation_refuses_labels_of_another_size():
+    batch = segments()
+    with pytest.raises(ValueError, match=r"labels of shape \(3, 4, 4\) do not fit logits of shape"):
+        segmentation(Identity()).check({**without_weights(batch), "labels": batch["labels"][:, :, :4]})
+
+
+class TwoHeads(linen.Module):
+    """Logits, and in training those of an auxiliary classifier too."""
+
+    @linen.compact
+    def __call__(self, inputs, train=False):
+        first, second = linen.Dense(C)(inputs), linen.Dense(C)(inputs)
+        return (first, second) if train else first
+
+
+def test_auxiliary_classifiers_add_their_weighted_loss_in_training():
+    batch, key = {"inputs": np.eye(4, dtype=np.float32), "labels": np.array([0, 1, 2, 3])}, jax.random.key(0)
+    task = classification(TwoHeads(), auxiliary=0.25)
+    variables = task.init(key, batch)
+    (first, second), _ = TwoHeads().apply(variables, batch["inputs"], train=True, mutable=[])
+    losses = [score(logits, batch["labels"])["loss"].total for logits in (first, second)]
+    total, (weight, _, metrics) = task.loss(variables, batch, key)
+    assert float(total) == pytest.approx(float(losses[0] + 0.25 * losses[1]), rel=1e-6)
+    assert float(weight) == 4
+    assert float(metrics["accuracy"].total) == (first.argmax(-1) == batch["labels"]).sum()
+    assert float(task.evaluate(variables, batch, key)["loss"].total) == pytest.approx(float(losses[0]))
