@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-ROOMS = ("core", "data", "interop", "learners", "models", "nn", "tasks", "train")
+ROOMS = ("audit", "core", "data", "interop", "learners", "models", "nn", "tasks", "train")
 
 
 def __getattr__(name: str) -> ModuleType:

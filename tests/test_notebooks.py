@@ -9,7 +9,10 @@ from nbclient import NotebookClient
 
 COLAB = Path(__file__).parents[1] / "colab"
 NOTEBOOKS = sorted(COLAB.glob("*.ipynb"))
-SMALL = {"01_first_network": {"STEPS": 120}}
+SMALL = {
+    "01_first_network": {"STEPS": 120},
+    "02_convolutions": {"DATASET": "digits", "STEPS": 40, "INVERSION_STEPS": 10},
+}
 
 
 def small(notebook, constants):
