@@ -43,7 +43,9 @@ class Execution:
     """How many processes there are."""
 
 
-def command(main: Callable[[C], Any], config: type[C], description: str | None) -> None:
+def command(
+    main: Callable[[C], Any], config: type[C], description: str | None, defaults: C | None = None
+) -> None:
     """Runs ``main`` with a configuration read from the command line.
 
     ``--resume FOLDER`` takes the configuration from a run's folder, and goes on with it. An error that is the
@@ -53,10 +55,11 @@ def command(main: Callable[[C], Any], config: type[C], description: str | None) 
         main: the experiment.
         config: its configuration, a frozen dataclass with a field ``execution``.
         description: what ``--help`` says first.
+        defaults: other defaults than those of the class.
     """
     train.prepare()
     with sentences():
-        settings = parse(config, sys.argv[1:], description)
+        settings = parse(config, sys.argv[1:], description, defaults)
         where: Execution = settings.execution  # type: ignore[attr-defined]
         if where.coordinator:
             if not where.run:
@@ -77,7 +80,9 @@ def sentences() -> Iterator[None]:
         raise SystemExit(1) from None
 
 
-def parse(config: type[C], arguments: list[str], description: str | None = None) -> C:
+def parse(
+    config: type[C], arguments: list[str], description: str | None = None, defaults: C | None = None
+) -> C:
     """A configuration from command-line arguments.
 
     Raises:
@@ -93,6 +98,7 @@ def parse(config: type[C], arguments: list[str], description: str | None = None)
     )
     return tyro.cli(
         config,
+        default=defaults or config(),
         prog=f"python -m {config.__module__ if config.__module__ != '__main__' else _script()}",
         args=arguments,
         description=(description or "") + more,

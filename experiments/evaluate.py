@@ -22,7 +22,7 @@ from experiments import cli, images
 from jdl import data, train
 from jdl.core import Learner, add, summarize
 
-CLASSIFIERS = ("lenet", "mlp")
+CLASSIFIERS = ("lenet", "mlp", "resnet", "two_conv", "vit")
 """The experiments whose runs are image classifiers."""
 
 

@@ -33,12 +33,37 @@ class Config:
     """Training steps, each on one batch."""
     batch_size: int = 64
     """Images in a batch."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw, or sgd with momentum 0.9."""
+    nesterov: bool = False
+    """Nesterov's form of the momentum."""
     learning_rate: float = 2e-3
-    """Peak of the learning rate, reached after a twentieth of the steps and lowered along a cosine."""
+    """Peak of the learning rate."""
+    schedule: Literal["cosine", "steps", "linear"] = "cosine"
+    """How the rate falls after the warm-up: along a cosine, by 10 at half and at three quarters of the steps,
+    or in a straight line; cosine and line end at 0."""
+    warmup: float = 0.05
+    """Share of the steps in which the rate rises in a straight line from 0."""
     weight_decay: float = 1e-3
-    """Decoupled weight decay of the kernels (AdamW); biases have none."""
+    """Weight decay: decoupled for adamw, part of the gradient for sgd."""
+    decay_all: bool = False
+    """Decay biases and normalisation too, as the recipes of the time did, not the kernels alone."""
+    clip: float = 0.0
+    """Largest norm of the whole gradient; 0 leaves it as it is."""
     shift: int = 2
     """Largest random shift of a training image, pixels each way; 0 for the images as they are."""
+    flip: bool = False
+    """Mirror half of the training images."""
+    rand_augment: float = 0.0
+    """Magnitude of RandAugment (two operations an image), such as 9; 0 for none."""
+    cutout: int = 0
+    """Side of a square set to zero in each training image, pixels; 0 for none."""
+    erasing: float = 0.0
+    """Probability of erasing a random rectangle of a training image."""
+    mixup: float = 0.0
+    """Alpha of Mixup; 0 for none. With CutMix too, each batch takes one of the two."""
+    cutmix: float = 0.0
+    """Alpha of CutMix; 0 for none."""
     label_smoothing: float = 0.0
     """Share of each label's probability spread over all classes."""
     averaging: float = 0.0
@@ -73,24 +98,76 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def classification_task(model: Any, preprocess: data.Preprocess, config: Config) -> Task:
+def augmentations(config: Config, num_classes: int) -> tuple[list[data.Transform], list[data.Transform]]:
+    """The transforms of raw training images, and those of preprocessed ones, in which 0 is the mean."""
+    raw, normalised = [], []
+    if config.rand_augment:
+        raw.append(data.rand_augment(magnitude=config.rand_augment))
+    if config.shift:
+        normalised.append(data.random_crop(config.shift))
+    if config.flip:
+        normalised.append(data.random_flip())
+    if config.cutout:
+        normalised.append(data.cutout(config.cutout))
+    if config.erasing:
+        normalised.append(data.random_erasing(config.erasing))
+    mixes = [
+        mix(alpha, num_classes)
+        for mix, alpha in ((data.mixup, config.mixup), (data.cutmix, config.cutmix))
+        if alpha
+    ]
+    if mixes:
+        normalised.append(mixes[0] if len(mixes) == 1 else data.one_of(mixes))
+    return raw, normalised
+
+
+def classification_task(
+    model: Any, preprocess: data.Preprocess, config: Config, num_classes: int = 10
+) -> Task:
     """The task of an image model on raw images."""
     task = tasks.classification(model, label_smoothing=config.label_smoothing)
     if config.dtype == "bfloat16":
         task = tasks.mixed_precision(task, jnp.bfloat16)
-    if config.shift:
-        task = tasks.augmented(task, data.random_crop(config.shift))
-    return tasks.preprocessed(task, preprocess)
+    raw, normalised = augmentations(config, num_classes)
+    if normalised:
+        task = tasks.augmented(task, data.compose(*normalised))
+    task = tasks.preprocessed(task, preprocess)
+    return tasks.augmented(task, data.compose(*raw)) if raw else task
 
 
-def recipe(model: Any, preprocess: data.Preprocess, config: Config) -> Learner:
-    """AdamW with a warm-up and a cosine, and averaged weights where asked for."""
-    task = classification_task(model, preprocess, config)
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, max(1, config.steps // 20), max(2, config.steps)
+def learning_rate(config: Config) -> optax.Schedule:
+    """The learning rate by step."""
+    peak, steps = config.learning_rate, max(2, config.steps)
+    warmup = max(1, round(config.warmup * steps)) if config.warmup else 0
+    fall = {
+        "cosine": lambda: optax.cosine_decay_schedule(peak, max(1, steps - warmup)),
+        "linear": lambda: optax.linear_schedule(peak, 0.0, max(1, steps - warmup)),
+        "steps": lambda: optax.piecewise_constant_schedule(
+            peak, {steps // 2 - warmup: 0.1, 3 * steps // 4 - warmup: 0.1}
+        ),
+    }[config.schedule]()
+    return (
+        optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), fall], [warmup]) if warmup else fall
     )
-    tx = optax.adamw(rate, weight_decay=config.weight_decay, mask=learners.decays)
-    learner = learners.gradient(task, tx, accumulate=config.accumulate)
+
+
+def optimizer(config: Config) -> optax.GradientTransformation:
+    """The optimiser that the configuration describes."""
+    mask = None if config.decay_all else learners.decays
+    if config.optimizer == "adamw":
+        tx = optax.adamw(learning_rate(config), weight_decay=config.weight_decay, mask=mask)
+    else:
+        tx = optax.chain(
+            optax.add_decayed_weights(config.weight_decay, mask),
+            optax.sgd(learning_rate(config), momentum=0.9, nesterov=config.nesterov),
+        )
+    return optax.chain(optax.clip_by_global_norm(config.clip), tx) if config.clip else tx
+
+
+def recipe(model: Any, preprocess: data.Preprocess, config: Config, num_classes: int = 10) -> Learner:
+    """How the configuration trains a model: each part of the recipe has a field, and is off at its zero."""
+    task = classification_task(model, preprocess, config, num_classes)
+    learner = learners.gradient(task, optimizer(config), accumulate=config.accumulate)
     return learners.averaged(learner, config.averaging) if config.averaging else learner
 
 
@@ -114,7 +191,7 @@ def classify(experiment: str, model: Any, config: Config, *, size: tuple[int, in
     # Padding would leave an 8x8 digit a dot in the middle.
     how = "resize" if config.dataset == "digits" else "pad"
     preprocess = data.fit_preprocess(dataset.train["inputs"], size=size, how=how)
-    learner = recipe(model, preprocess, config)
+    learner = recipe(model, preprocess, config, len(dataset.class_names))
     where = config.execution
     folder = Path(where.run) if where.run else cli.new_folder(experiment, config)
     run = train.Run(

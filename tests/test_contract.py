@@ -270,7 +270,7 @@ def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
     def compare(path: Any, actual: Any, expected: Any) -> None:
         assert actual.dtype == expected.dtype
         actual, expected = plain(actual), plain(expected)
-        scale = max(1e-3, np.abs(expected).max(initial=0))
+        scale = max(1e-2, np.abs(expected).max(initial=0))
         name = jax.tree_util.keystr(path)
         np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale, err_msg=name)
 

@@ -8,8 +8,12 @@ import pytest
 README = Path(__file__).parents[1] / "README.md"
 
 
+def examples():
+    return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
 def test_the_example_runs_and_learns(tmp_path, monkeypatch, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    code = examples()[0]
     assert len([line for line in code.splitlines() if line.strip() and not line.startswith("#")]) <= 30
     monkeypatch.chdir(tmp_path)
     names: dict = {}
@@ -18,6 +22,15 @@ def test_the_example_runs_and_learns(tmp_path, monkeypatch, capsys):
     assert names["logits"].shape == (5, 10)
     assert (tmp_path / "runs" / "readme" / "metrics.jsonl").exists()
     assert "accuracy" in capsys.readouterr().out
+
+
+def test_published_weights_go_into_a_network_with_another_head(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(examples()[1], str(README), "exec"), names)
+    assert [x.shape for x in names["maps"]] == [(1, 8, 8, 128), (1, 2, 2, 512)]
+    assert names["variables"]["params"]["head"]["bias"].shape == (5,)
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README.read_text(encoding="utf-8")))

@@ -3,8 +3,9 @@
     python -m experiments.benchmarks                          # everything, as tables
     python -m experiments.benchmarks lenet --seconds 30 --record
 
-Workloads: mlp and lenet (a training step beside the peers), overhead (the loop of `fit` over its compiled
-step), startup (process start to first step, with a cold and a warm cache, and peak memory).
+Workloads: mlp, lenet, resnet18, resnet20, mobilenet_v2 (a training step beside the peers), overhead (the
+loop of `fit` over its compiled step), feeding (whether reading photographs keeps up with training on them),
+startup (process start to first step, with a cold and a warm cache, and peak memory).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments import ledger
-from experiments.benchmarks import startup
+from experiments.benchmarks import feeding, startup
 from experiments.benchmarks.harness import check_equal, started, take_turns
 from experiments.benchmarks.workloads import WORKLOADS, command, write
 
@@ -31,9 +32,9 @@ MEBIBYTE = 2**20
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures what the arguments name, prints tables, and records them if asked to."""
     options = _parse(arguments)
-    for name in options.workloads or [*WORKLOADS, "startup"]:
-        if name == "startup":
-            entries = measure_startup(options)
+    for name in options.workloads or [*WORKLOADS, *OTHERS]:
+        if name in OTHERS:
+            entries = OTHERS[name](options)
         elif name == "overhead":
             entries = measure_overhead(options)
         else:
@@ -54,7 +55,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("workloads", nargs="*", help="which to measure; all when none is named")
-    parser.add_argument("--peers", default="torch,linen", help="peers to measure beside, or nothing")
+    parser.add_argument(
+        "--peers", default="torch,torch-compile,linen", help="peers to measure beside, or nothing"
+    )
     parser.add_argument("--seconds", type=float, default=20, help="time to measure each contender")
     parser.add_argument(
         "--tolerate",
@@ -64,13 +67,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--record", action="store_true", help="write the result into the ledger")
     options = parser.parse_args(arguments)
-    if unknown := set(options.workloads) - {*WORKLOADS, "startup"}:
+    if unknown := set(options.workloads) - {*WORKLOADS, *OTHERS}:
         parser.error(
-            f"no workload {', '.join(sorted(unknown))}: there are {', '.join([*WORKLOADS, 'startup'])}"
+            f"no workload {', '.join(sorted(unknown))}: there are {', '.join([*WORKLOADS, *OTHERS])}"
         )
     options.peers = [peer for peer in options.peers.split(",") if peer]
-    if unknown := set(options.peers) - {"torch", "linen"}:
-        parser.error(f"no peer {', '.join(sorted(unknown))}: there are torch and linen")
+    if unknown := set(options.peers) - {"torch", "torch-compile", "linen"}:
+        parser.error(f"no peer {', '.join(sorted(unknown))}: there are torch, torch-compile and linen")
     options.command = " ".join(["python -m experiments.benchmarks", *(arguments or sys.argv[1:])])
     return options
 
@@ -81,14 +84,11 @@ def measure_steps(name: str, options: argparse.Namespace) -> list[ledger.Benchma
     plain = {"JDL_PLAIN": "1"}
     with tempfile.TemporaryDirectory() as folder:
         write(workload, Path(folder))
-        contenders: list[str] = [
-            "jdl",
-            "jdl-one",
-            "jdl-several",
-            *[p for p in workload.peers if p in options.peers],
-        ]
-        commands: Commands = [(command(name, contender, Path(folder)), {}) for contender in contenders]
-        commands.insert(3, (command(name, "jdl", Path(folder)), plain))
+        # On a CPU, fit never puts convolutions of large networks into a loop of several steps.
+        ways = ["jdl", "jdl-one", "jdl-several"] if workload.kernels else ["jdl"]
+        peers = [peer for peer in workload.peers if peer in options.peers]
+        commands: Commands = [(command(name, contender, Path(folder)), {}) for contender in ways + peers]
+        commands.insert(len(ways), (command(name, "jdl", Path(folder)), plain))
         with started(commands) as workers:
             check_equal(workers)
             seconds = take_turns(workers, options.seconds, tolerate=options.tolerate)
@@ -153,6 +153,19 @@ def measure_startup(options: argparse.Namespace, repeats: int = 3) -> list[ledge
             "",
         ),
     ]
+
+
+def measure_feeding(options: argparse.Namespace) -> list[ledger.Benchmark]:
+    """Time of reading a batch of photographs, and of training steps with and without it."""
+    seconds = feeding.measure()
+    reading, step, fed = (statistics.median(samples) for samples in seconds.values())
+    print(
+        f"reading takes {reading / step:.3f} of a step; fed so, a step takes {fed / step:.3f} times as long"
+    )
+    return [_entry("feeding", feeding.TITLE, "time", "ms", _times(seconds, 1e3), options, "")]
+
+
+OTHERS = {"startup": measure_startup, "feeding": measure_feeding}
 
 
 def _kept(options: argparse.Namespace) -> str:

@@ -6,15 +6,17 @@ holds the weights and the data. Only what a contender is made of is imported in 
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from experiments import torch_models
 from experiments.benchmarks.harness import Contender, serve
 
 LEARNING_RATE = 1e-3
@@ -25,42 +27,125 @@ BATCHES = 8
 
 
 class Workload(NamedTuple):
-    """A model, as the shapes of its kernels, and its batches. Convolutions are followed by 2x2 max-pooling.
+    """A model and its batches.
 
     Attributes:
         title: what a step is, in words.
         batch_size: examples in a batch.
         image: shape of an input.
-        kernels: [kh, kw, C, F] of a convolution, [D, F] of a fully connected layer.
+        classes: number of classes.
+        module: makes jdl's model.
+        network: makes PyTorch's, of the functions in `experiments.torch_models`.
+        names: the map between the names of their parameters: rules, or what `jdl.interop.names` calls them.
+        kernels: shapes of the layers, for the plain Flax peer; it is left out of others.
+        optimizer: "adam", or "sgd" with momentum.
         peers: what it is measured beside.
     """
 
     title: str
     batch_size: int
     image: tuple[int, ...]
-    kernels: tuple[tuple[int, ...], ...]
-    peers: tuple[str, ...] = ("linen", "torch")
+    classes: int
+    module: Callable[[], Any]
+    network: Callable[[], Any]
+    names: tuple[tuple[str, ...], ...] | str
+    kernels: tuple[tuple[int, ...], ...] = ()
+    optimizer: Literal["adam", "sgd"] = "adam"
+    peers: tuple[str, ...] = ("torch", "torch-compile")
+
+    @property
+    def rules(self) -> Any:
+        """The map of names."""
+        from jdl.interop import names
+
+        return getattr(names, self.names) if isinstance(self.names, str) else self.names
+
+
+def _of_layers(
+    title: str, batch_size: int, image: tuple[int, ...], *kernels: tuple[int, ...], peers: tuple[str, ...]
+) -> Workload:
+    """An MLP, or LeNet-5 where there are convolutions."""
+    widths = tuple(shape[-1] for shape in kernels)
+
+    def module() -> Any:
+        from jdl import models
+
+        return models.LeNet5(widths[-1]) if len(kernels[0]) == 4 else models.MLP(widths)
+
+    names = (("Conv_{i}", "conv.{i}"), ("Dense_{i}", "dense.{i}"))
+    network = functools.partial(torch_models.layers, kernels)
+    return Workload(title, batch_size, image, widths[-1], module, network, names, kernels, peers=peers)
+
+
+def _model(constructor: str, *arguments: Any, **options: Any) -> Callable[[], Any]:
+    """Makes a model of `jdl.models`, which is imported only then: the peers' processes do without."""
+
+    def module() -> Any:
+        from jdl import models
+
+        return getattr(models, constructor)(*arguments, **options)
+
+    return module
 
 
 WORKLOADS = {
-    "mlp": Workload(
+    "mlp": _of_layers(
         "One training step of an MLP 784-512-512-10, batch 128, Adam, float32",
         128,
         (28, 28, 1),
-        ((784, 512), (512, 512), (512, 10)),
+        (784, 512),
+        (512, 512),
+        (512, 10),
+        peers=("linen", "torch", "torch-compile"),
     ),
-    "lenet": Workload(
+    "lenet": _of_layers(
         "One training step of LeNet-5, batch 128, Adam, float32",
         128,
         (32, 32, 1),
-        ((5, 5, 1, 6), (5, 5, 6, 16), (400, 120), (120, 84), (84, 10)),
+        (5, 5, 1, 6),
+        (5, 5, 6, 16),
+        (400, 120),
+        (120, 84),
+        (84, 10),
+        peers=("linen", "torch", "torch-compile"),
     ),
-    "overhead": Workload(
+    "resnet18": Workload(
+        "One training step of ResNet-18 with a 3x3 stem on 32x32 images, batch 32, SGD, float32",
+        32,
+        (32, 32, 3),
+        10,
+        _model("resnet", 18, 10, stem="cifar"),
+        lambda: torch_models.resnet((2, 2, 2, 2), (64, 128, 256, 512)),
+        "RESNET_TORCHVISION",
+        optimizer="sgd",
+    ),
+    "resnet20": Workload(
+        "One training step of ResNet-20 on 32x32 images, batch 128, SGD, float32",
+        128,
+        (32, 32, 3),
+        10,
+        _model("resnet_cifar", 20),
+        lambda: torch_models.resnet((3, 3, 3), (16, 32, 64), padding_shortcut=True),
+        "RESNET_TORCHVISION",
+        optimizer="sgd",
+    ),
+    "mobilenet_v2": Workload(
+        "One training step of MobileNetV2 on 224x224 images, batch 8, SGD, float32",
+        8,
+        (224, 224, 3),
+        1000,
+        _model("mobilenet_v2", dropout=0.0),
+        torch_models.mobilenet_v2,
+        "MOBILENET_V2_TORCHVISION",
+        optimizer="sgd",
+    ),
+    "overhead": _of_layers(
         "One training step of an MLP 64-32-10, batch 8, Adam: the loop of fit and its compiled step alone",
         8,
         (8, 8, 1),
-        ((64, 32), (32, 10)),
-        (),
+        (64, 32),
+        (32, 10),
+        peers=(),
     ),
 }
 
@@ -70,13 +155,13 @@ class Given(NamedTuple):
 
     Attributes:
         workload: the workload.
-        layers: kernel and bias of each layer.
+        weights: the initial weights, by PyTorch's names and in its layouts.
         arrays: inputs [N, H, W, C] and labels [N].
         rows: [BATCHES, B], the examples of the first batches.
     """
 
     workload: Workload
-    layers: list[tuple[np.ndarray, np.ndarray]]
+    weights: dict[str, np.ndarray]
     arrays: dict[str, np.ndarray]
     rows: np.ndarray
 
@@ -88,39 +173,37 @@ class Given(NamedTuple):
 
 def write(workload: Workload, folder: Path, seed: int = 0) -> None:
     """Draws weights and data, and writes them for the contenders."""
-    from jdl import data
+    import jax
+
+    from jdl import data, interop
 
     rng = np.random.default_rng(seed)
     size = BATCHES * workload.batch_size
     order = data.shuffled({"rows": np.arange(size)}, workload.batch_size, resident=False)
-    kernels = [rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1])) for shape in workload.kernels]
+    inputs = rng.normal(size=(size, *workload.image)).astype(np.float32)
+    variables = jax.jit(workload.module().init)(jax.random.key(seed), inputs[:1])
     np.savez(
         folder / "given.npz",
-        inputs=rng.normal(size=(size, *workload.image)).astype(np.float32),
-        labels=rng.integers(0, workload.kernels[-1][-1], size).astype(np.int32),
+        inputs=inputs,
+        labels=rng.integers(0, workload.classes, size).astype(np.int32),
         rows=np.stack([order(i)["rows"] for i in range(BATCHES)]),
-        **{f"kernel{i}": kernel.astype(np.float32) for i, kernel in enumerate(kernels)},
     )
+    weights: Any = interop.export_weights(variables, workload.rules)
+    np.savez(folder / "weights.npz", **weights)
 
 
 def read(workload: Workload, folder: Path) -> Given:
     """What `write` wrote."""
-    with np.load(folder / "given.npz") as file:
-        kernels = [file[f"kernel{i}"] for i in range(len(workload.kernels))]
-        layers = [(kernel, np.zeros(kernel.shape[-1], np.float32)) for kernel in kernels]
-        return Given(workload, layers, {name: file[name] for name in ("inputs", "labels")}, file["rows"])
+    with np.load(folder / "given.npz") as file, np.load(folder / "weights.npz") as weights:
+        arrays = {name: file[name] for name in ("inputs", "labels")}
+        return Given(workload, dict(weights), arrays, file["rows"])
 
 
-def _flax_params(given: Given, params: Any) -> Any:
-    """The given weights under a Flax model's names for them, which sort by kind and number."""
-    return {
-        name: {"kernel": kernel, "bias": bias}
-        for name, (kernel, bias) in zip(sorted(params), given.layers, strict=True)
-    }
+def _optax(given: Given) -> Any:
+    import optax
 
-
-def _count(given: Given) -> int:
-    return sum(array.size for layer in given.layers for array in layer)
+    momentum = functools.partial(optax.sgd, momentum=0.9)
+    return (optax.adam if given.workload.optimizer == "adam" else momentum)(LEARNING_RATE)
 
 
 class _Jdl(NamedTuple):
@@ -134,14 +217,9 @@ def _jdl(given: Given) -> _Jdl:
     from jdl import train
 
     train.prepare()
-    import optax
+    from jdl import data, learners, tasks
 
-    from jdl import data, learners, models, tasks
-
-    widths = tuple(shape[-1] for shape in given.workload.kernels)
-    is_lenet = len(given.workload.kernels[0]) == 4
-    model = models.LeNet5(widths[-1]) if is_lenet else models.MLP(widths)
-    learner = learners.gradient(tasks.classification(model), optax.adam(LEARNING_RATE))
+    learner = learners.gradient(tasks.classification(given.workload.module()), _optax(given))
     return _Jdl(learner, data.shuffled(given.arrays, given.workload.batch_size, resident=True))
 
 
@@ -157,6 +235,7 @@ def jdl_steps(given: Given, several: bool | None = None, *, bare: bool = False) 
     import jax
     from jax.sharding import NamedSharding, PartitionSpec
 
+    from jdl import interop
     from jdl.core import summarize
     from jdl.train import make_mesh
     from jdl.train.feed import place
@@ -168,8 +247,12 @@ def jdl_steps(given: Given, several: bool | None = None, *, bare: bool = False) 
     first = place(jax.device_get(jax.jit(lambda batches: batches(0))(batches)), mesh)
     program = build(learner, jax.random.key(0), batches, first, {}, mesh, "jit", several)
     state = program.init()
-    params = jax.device_put(_flax_params(given, state.params), NamedSharding(mesh, PartitionSpec()))
-    state = state._replace(params=params)
+    variables = {"params": state.params, **state.collections}
+    variables = interop.load_weights(variables, given.weights, given.workload.rules)
+    params, collections = jax.device_put(
+        (variables.pop("params"), variables), NamedSharding(mesh, PartitionSpec())
+    )
+    state = state._replace(params=params, collections=collections)
     losses = []
     for i in range(FIRST_STEPS):
         state, sums, _ = program.advance(state, program.zeros, batches, i, i + 1)
@@ -229,7 +312,7 @@ def jdl_fit(given: Given, several: bool | None = None) -> Contender:
         return (end - start) / (last - first) * steps
 
     how = "one step a dispatch" if several is False else "several steps a dispatch"
-    return Contender(f"fit, {how}", _count(given), [], run)
+    return Contender(f"fit, {how}", sum(x.size for x in given.weights.values()), [], run)
 
 
 def linen(given: Given) -> Contender:
@@ -238,6 +321,8 @@ def linen(given: Given) -> Contender:
     import optax
     from flax import linen as nn
     from flax.training.train_state import TrainState
+
+    from jdl import interop
 
     class Model(nn.Module):
         @nn.compact
@@ -262,9 +347,9 @@ def linen(given: Given) -> Contender:
 
     model = Model()
     batches = [jax.device_put(batch) for batch in given.batches]
-    params = model.init(jax.random.key(0), batches[0][0])["params"]
-    params = jax.device_put(_flax_params(given, params))
-    state = TrainState.create(apply_fn=model.apply, params=params, tx=optax.adam(LEARNING_RATE))
+    variables = jax.eval_shape(model.init, jax.random.key(0), batches[0][0])
+    params = interop.load_weights(variables, given.weights, given.workload.rules)["params"]
+    state = TrainState.create(apply_fn=model.apply, params=jax.device_put(params), tx=_optax(given))
     losses = []
     for batch in batches[:FIRST_STEPS]:
         state, value = train_step(state, *batch)
@@ -281,40 +366,26 @@ def linen(given: Given) -> Contender:
     return Contender("Flax, TrainState", sum(x.size for x in jax.tree.leaves(params)), losses, run)
 
 
-def pytorch(given: Given) -> Contender:
-    """PyTorch, eager, at its best: fused Adam, channels last, all cores."""
+def pytorch(given: Given, *, compiled: bool = False) -> Contender:
+    """PyTorch at its best: fused optimiser, channels last, all cores; eager, or by `torch.compile`."""
     import torch
     from torch import nn
-
-    class ChannelsLast(nn.Module):
-        """Flattens images in the order of the others' weights."""
-
-        def forward(self, x: Any) -> Any:
-            return (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).flatten(1)
 
     torch.set_num_threads(
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    modules: list[nn.Module] = []
-    is_flat = False
-    for kernel, bias in given.layers:
-        layer: Any
-        if kernel.ndim == 4:
-            layer = nn.Conv2d(kernel.shape[2], kernel.shape[3], kernel.shape[:2])
-            after: list[nn.Module] = [nn.ReLU(), nn.MaxPool2d(2)]
-        else:
-            if not is_flat:
-                modules.append(ChannelsLast())
-                is_flat = True
-            layer, after = nn.Linear(*kernel.shape), [nn.ReLU()]
-        weight = kernel.transpose(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T
-        with torch.no_grad():
-            layer.weight.copy_(torch.tensor(weight.copy()))
-            layer.bias.copy_(torch.tensor(bias))
-        modules += [layer, *after]
-    model: Any = nn.Sequential(*modules[:-1])
+    model = given.workload.network()
+    weights = {name: torch.tensor(x) for name, x in given.weights.items()}
+    unlike = model.load_state_dict(weights, strict=False)
+    if unlike.unexpected_keys or any("num_batches" not in name for name in unlike.missing_keys):
+        raise ValueError(f"the weights are not those of the network: {unlike}")
     model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
+    optimizer: Any
+    if given.workload.optimizer == "adam":
+        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9, fused=True)
+    forward = torch.compile(model) if compiled else model
     batches = [
         (
             torch.tensor(inputs.transpose(0, 3, 1, 2)).to(memory_format=torch.channels_last),
@@ -326,7 +397,7 @@ def pytorch(given: Given) -> Contender:
     def step(batch: Any) -> Any:
         inputs, labels = batch
         optimizer.zero_grad(set_to_none=True)
-        loss = nn.functional.cross_entropy(model(inputs), labels)
+        loss = nn.functional.cross_entropy(forward(inputs), labels)
         loss.backward()
         optimizer.step()
         return loss
@@ -339,7 +410,8 @@ def pytorch(given: Given) -> Contender:
             step(batches[i % BATCHES])
         return time.perf_counter() - start
 
-    return Contender("PyTorch, eager", sum(p.numel() for p in model.parameters()), losses, run)
+    label = "PyTorch, compiled" if compiled else "PyTorch, eager"
+    return Contender(label, sum(p.numel() for p in model.parameters()), losses, run)
 
 
 CONTENDERS: dict[str, Callable[[Given], Contender]] = {
@@ -352,6 +424,7 @@ CONTENDERS: dict[str, Callable[[Given], Contender]] = {
     "fit-several": lambda given: jdl_fit(given, True),
     "linen": linen,
     "torch": pytorch,
+    "torch-compile": lambda given: pytorch(given, compiled=True),
 }
 
 

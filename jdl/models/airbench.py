@@ -103,7 +103,7 @@ class AirBench(linen.Module):
         x = jax.nn.gelu(x, approximate=False)
         for g, width in enumerate(self.widths, 1):
             x = Group(width, self.dtype, name=f"group{g}")(x, train)
-        x = x.max((1, 2))
+        x = max_pool(x, (x.shape[1], x.shape[2])).reshape(x.shape[0], -1)
         head = Dense(self.num_classes, use_bias=False, kernel_init=_uniform, dtype=self.dtype, name="head")
         return head(x) / 9
 

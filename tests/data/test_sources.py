@@ -68,10 +68,10 @@ def test_tiny_shakespeare():
         (
             load,
             "fashion-mnist",
-            "there are digits, mnist, fashion_mnist, cifar10; did you mean 'fashion_mnist'",
+            "there are digits, mnist, fashion_mnist, cifar10, isbi2012; did you mean 'fashion_mnist'",
         ),
         (load, "CIFAR-10", "did you mean 'cifar10'"),
-        (load, "zzz", "cifar10$"),
+        (load, "zzz", "isbi2012$"),
         (load, "wikitext2", "'wikitext2' is loaded by load_text"),
         (load_text, "digits", "'digits' is loaded by load$"),
         (load_text, "shakespeare", "there are tiny_shakespeare, wikitext2; did you mean 'tiny_shakespeare'"),
