@@ -129,7 +129,9 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformation:
 
         decay = config.weight_decay / (config.learning_rate * scale)
         return optax.chain(
-            optax.add_decayed_weights(decay), optax.sgd(rate, momentum=config.momentum, nesterov=True)
+            optax.add_decayed_weights(decay),
+            optax.sgd(rate, momentum=config.momentum, nesterov=True),
+            lookahead(5, steps, 0.95),
         )
 
     def group(path: Any, _: Any) -> str:
@@ -139,7 +141,7 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformation:
         return "bias" if name.endswith("bias") else "kernel"
 
     stop = round(config.whiten_bias_epochs / config.epochs * steps)
-    groups = optax.multi_transform(
+    return optax.multi_transform(
         {
             "kernel": sgd(1.0),
             "bias": sgd(config.bias_scale),
@@ -148,7 +150,6 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformation:
         },
         lambda params: jax.tree_util.tree_map_with_path(group, params),
     )
-    return optax.chain(groups, lookahead(5, steps, 0.95))
 
 
 def mean_of_views(task: Task) -> Task:
