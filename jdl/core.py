@@ -1,4 +1,4 @@
-"""The types everything else is made of: `Task`, `Learner`, `State`, and metrics that add up.
+"""The types everything else is made of: `Task`, `Learner`, `State`, `Decoder`, and metrics that add up.
 
 A *variables tree* is what Flax calls one: ``{"params": ..., **collections}``, where a collection is
 anything a model keeps beside its parameters ("batch_stats", "carry", ...). A *batch* is a dictionary
@@ -31,6 +31,10 @@ AXIS = "data"
 CARRY = "carry"
 """Collection of recurrent state that passes from batch to batch: one row an example, sharded like the
 batch, never averaged, and left out of what is evaluated, saved for use, or exported."""
+
+LOSSES = "losses"
+"""Collection into which a module may sow losses of its own (the balance of a mixture of experts): scalars,
+each the mean over a batch. Tasks add their sum, times the batch's weight, to the total, and keep nothing."""
 
 FAULTS = "faults"
 """Reserved metric: a dictionary from a few words to a count. A nonzero count stops training, and the
@@ -104,6 +108,28 @@ class State(NamedTuple):
     params: PyTree
     collections: Variables
     opt_state: PyTree
+
+
+class Decoder(NamedTuple):
+    """A trained model of sequences as pure functions: what generation needs of it.
+
+    Its fields are `jax.tree_util.Partial`, so a decoder is a pytree whose leaves are the weights, and goes
+    through `jax.jit` as an argument. Axes: B rows, T new positions, V vocabulary.
+
+    Attributes:
+        init_cache: ``batch_size, length -> cache`` with room for ``length`` positions in each row. The first
+            axis of every leaf is the row.
+        extend: ``cache, tokens, lengths -> logits, cache``: reads int32 ``tokens`` [B, T] after what the
+            cache knows, and gives float32 logits [B, T, V] of the token after each. Of row b only the first
+            ``lengths[b]`` tokens are real (all T where ``lengths`` is None): the others leave no trace, and
+            their logits mean nothing. So rows may differ in length.
+        rewind: ``cache, lengths -> cache`` as it was when each row b had its first ``lengths[b]`` positions;
+            None for a model that cannot forget.
+    """
+
+    init_cache: Callable[[int, int], PyTree]
+    extend: Callable[..., tuple[Array, PyTree]]
+    rewind: Callable[[PyTree, Array], PyTree] | None = None
 
 
 class Mean(NamedTuple):
