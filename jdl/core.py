@@ -150,6 +150,20 @@ class Mean(NamedTuple):
         return jnp.where(weight > 0, self.total / jnp.where(weight > 0, weight, 1), jnp.nan)
 
 
+class Perplexity(Mean):
+    """The exponential of a mean surprise, exp(sum w (-log p) / sum w): it adds up as the mean does.
+
+    Example:
+        >>> batches = [Perplexity(jnp.log(16.0), jnp.array(1.0)), Perplexity(jnp.array(0.0), jnp.array(3.0))]
+        >>> round(float(jax.tree.map(lambda *x: sum(x), *batches).value()), 4)
+        2.0
+    """
+
+    def value(self) -> Any:
+        """The exponential of the mean, and NaN where nothing was weighed."""
+        return jnp.exp(super().value())
+
+
 def weighted(values: Array, weights: Array | None = None) -> Mean:
     """The `Mean` of one value an example (or token): ``values`` [...], ``weights`` of the same shape."""
     values = values.astype(jnp.float32)
@@ -180,8 +194,9 @@ def summarize(metrics: Metrics) -> dict[str, Any]:
 
     def number(metric: Any) -> Any:
         if isinstance(metric, Mean):
-            with np.errstate(divide="ignore", invalid="ignore"):
-                metric = np.divide(metric.total, metric.weight, dtype=np.float64)
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                mean = np.divide(metric.total, metric.weight, dtype=np.float64)
+                metric = np.exp(mean) if isinstance(metric, Perplexity) else mean
         metric = np.asarray(metric)
         return metric.item() if metric.ndim == 0 else metric
 

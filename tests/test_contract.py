@@ -24,6 +24,7 @@ from jdl.core import FAULTS, Learner, Task, objective, summarize
 from jdl.models import MLP, mlp
 from jdl.train.checkpoint import Checkpoints
 from jdl.train.mesh import batch_sharding, distributed, make_mesh, state_shardings
+from tests.compiling import jit
 
 # Which makers of tasks take the models of a file.
 TAKEN_BY = {
@@ -58,10 +59,6 @@ class Subject(NamedTuple):
     tolerance: float = 3e-5
     devices: int = 8
     low_precision: Callable[[], dict[str, Task]] | None = None
-
-
-# Compiling is most of the cost, and optimising most of that.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def sgd(task: Task, rate: Any = 0.1, **options: Any) -> Learner:
@@ -129,7 +126,15 @@ LEARNERS: dict[str, Callable[[Task], Learner]] = {
 }
 
 # Public names that are neither.
-OTHER_IN_TASKS = {"classification_score", "functions", "segmentation_score", "supervised"}
+OTHER_IN_TASKS = {
+    "classification_score",
+    "functions",
+    "next_token",
+    "segmentation_score",
+    "seq2seq",
+    "supervised",
+    "token_classification",
+}
 OTHER_IN_LEARNERS = {
     "decays",
     "gradient",

@@ -1,5 +1,6 @@
 """What to learn: from a module to a `Task`, and from Task to Task."""
 
+from jdl.tasks.language import next_token, seq2seq, token_classification
 from jdl.tasks.module import functions
 from jdl.tasks.supervised import (
     classification,
@@ -17,9 +18,12 @@ __all__ = [
     "classification_score",
     "functions",
     "mixed_precision",
+    "next_token",
     "preprocessed",
     "regression",
     "segmentation",
     "segmentation_score",
+    "seq2seq",
     "supervised",
+    "token_classification",
 ]

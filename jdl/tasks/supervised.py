@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from jdl.core import FAULTS, Array, Batch, Mean, Metrics, Task, Variables, example_weights, weighted
-from jdl.tasks.module import functions
+from jdl.tasks.module import functions, with_losses
 
 Score = Callable[[Any, Batch], Metrics]
 
@@ -35,9 +35,10 @@ def supervised(module: Any, score: Score, *, train_score: Score | None = None, *
     model = functions(module)
 
     def loss(variables: Variables, batch: Batch, key: Array) -> Any:
-        outputs, collections = model.train(variables, batch["inputs"], key)
+        outputs, collections, losses = model.train(variables, batch["inputs"], key)
         metrics = train_score(outputs, batch)
         total, weight = metrics.pop("loss")
+        total, metrics = with_losses(total, weight, metrics, losses)
         return total, (weight, collections, metrics)
 
     def evaluate(variables: Variables, batch: Batch, key: Array) -> Metrics:
@@ -141,7 +142,7 @@ def segmentation_score(logits: Array, batch: Batch, *, label_smoothing: float = 
     labels = jnp.asarray(batch["labels"])
     if jnp.issubdtype(labels.dtype, jnp.floating):
         labels = labels.argmax(-1)
-    weights = _position_weights(batch, logits.shape[:-1])[..., None]
+    weights = position_weights(batch, logits.shape[:-1])[..., None]
     classes = jnp.arange(C).reshape((1,) * labels.ndim + (C,))
     predicted = logits.argmax(-1)[..., None] == classes
     labelled = labels.astype(jnp.int32)[..., None] == classes
@@ -170,7 +171,7 @@ def classification_score(logits: Array, batch: Batch, *, label_smoothing: float 
             f"labels of shape {labels.shape} do not fit logits of shape {logits.shape}: "
             f"expected {expected}, or class probabilities of shape {logits.shape}"
         )
-    weights = _position_weights(batch, logits.shape[:-1])
+    weights = position_weights(batch, logits.shape[:-1])
     targets: Array | None
     if soft:
         targets, hard, outside = labels, labels.argmax(-1), jnp.zeros((), jnp.int32)
@@ -229,7 +230,7 @@ def regression(module: Any, *, loss: Literal["squared", "absolute", "huber"] = "
                 f"outputs of shape {outputs.shape} and labels of shape {labels.shape} must agree"
             )
         error = outputs.astype(jnp.float32) - labels.astype(jnp.float32)
-        weights = _position_weights(batch, labels.shape[:1])
+        weights = position_weights(batch, labels.shape[:1])
 
         def mean(values: Array) -> Mean:
             return weighted(values.reshape(values.shape[0], -1).mean(-1), weights)
@@ -243,7 +244,7 @@ def regression(module: Any, *, loss: Literal["squared", "absolute", "huber"] = "
     return supervised(module, score)
 
 
-def _position_weights(batch: Batch, shape: tuple[int, ...]) -> Array:
+def position_weights(batch: Batch, shape: tuple[int, ...]) -> Array:
     """The batch's weights as an array of ``shape`` [B, ...]; a weight [B] counts each of its positions."""
     weights = example_weights(batch)
     if weights.ndim > len(shape) or weights.shape != shape[: weights.ndim]:
@@ -276,7 +277,7 @@ def _check_labels(task: Task, batch: Batch) -> None:
         raise ValueError(f"labels of shape {labels.shape} do not fit logits of shape {logits.shape}")
     outside = (labels < 0) | (labels >= C)
     if "weights" in batch:
-        outside &= np.asarray(_position_weights(batch, labels.shape)) > 0
+        outside &= np.asarray(position_weights(batch, labels.shape)) > 0
     if outside.any():
         raise ValueError(
             f"{outside.sum()} labels lie outside 0..{C - 1}, the classes of the model's {C} outputs: "
