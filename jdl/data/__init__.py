@@ -28,8 +28,10 @@ from jdl.data.batches import (
 )
 from jdl.data.folder import FolderBatches, image_folder
 from jdl.data.preprocess import Preprocess, fit_preprocess
-from jdl.data.sources import Dataset, Text, load, load_text
+from jdl.data.sentences import Labelled, Sentences
+from jdl.data.sources import Dataset, load
 from jdl.data.splits import k_fold, split
+from jdl.data.text_sources import Pairs, Parallel, Text, load_parallel, load_sentences, load_text
 
 __all__ = [
     "Batches",
@@ -37,8 +39,12 @@ __all__ = [
     "FolderBatches",
     "GrainBatches",
     "HostBatches",
+    "Labelled",
+    "Pairs",
+    "Parallel",
     "Preprocess",
     "ResidentBatches",
+    "Sentences",
     "Text",
     "Transform",
     "color_jitter",
@@ -53,6 +59,8 @@ __all__ = [
     "in_order",
     "k_fold",
     "load",
+    "load_parallel",
+    "load_sentences",
     "load_text",
     "mixup",
     "one_of",

@@ -1,43 +1,39 @@
 """Data sets as published: found on this machine or downloaded, verified, parsed, and the same for everyone.
 
-`load` gives image sets as uint8 [N, H, W, C] in 0..255 and int32 labels, `load_text` gives strings. Files are
-looked for in ``$JDL_DATA/<name>/`` under the names of the official release, then in the cache
-(``$JDL_CACHE``, ``$XDG_CACHE_HOME/jdl`` or ``~/.cache/jdl``), and then downloaded into the cache.
+`load` gives image sets as uint8 [N, H, W, C] in 0..255 and int32 labels (texts are in
+`jdl.data.text_sources`). Files are looked for in ``$JDL_DATA/<name>/`` under the names of the official
+release, then in the cache (``$JDL_CACHE``, ``$XDG_CACHE_HOME/jdl`` or ``~/.cache/jdl``), and then downloaded
+into the cache.
 
-Two sets come with the package:
-
-* ``digits``: UCI "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998; CC BY 4.0,
-  https://doi.org/10.24432/C50P49), the 1,797 images of its test file, which scikit-learn's ``load_digits``
-  distributes too: 8x8 counts in 0..16, here scaled to round(count * 255 / 16). The split is ours: stratified
-  by digit with seed 0, 1,437 for training and 360 for testing.
-* ``tiny_shakespeare``: 1,115,394 characters of Shakespeare's plays (public domain), as collected by Karpathy
-  for char-rnn; the first 90 % train and the last 10 % validate, as in nanoGPT.
+``digits`` comes with the package: UCI "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998;
+CC BY 4.0, https://doi.org/10.24432/C50P49), the 1,797 images of its test file, which scikit-learn's
+``load_digits`` distributes too: 8x8 counts in 0..16, here scaled to round(count * 255 / 16). The split is
+ours: stratified by digit with seed 0, 1,437 for training and 360 for testing.
 """
 
 from __future__ import annotations
 
-import difflib
-import lzma
 from collections.abc import Callable, Iterable
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from jdl.data import isbi2012, japanese_vowels
 from jdl.data.batches import fingerprint
 from jdl.data.download import Part, contents
 from jdl.data.formats import parse_cifar_batch, parse_idx_pair
-from jdl.data.isbi2012 import SOURCE, isbi2012
+from jdl.data.names import maker
 from jdl.data.splits import split
 
 
 class Dataset(NamedTuple):
-    """Images and labels of a published set.
+    """Images (or sequences) and labels of a published set.
 
     Attributes:
         name: what `load` calls it.
-        train: ``inputs`` uint8 [N, H, W, C] and ``labels`` int32 [N].
+        train: ``inputs`` and ``labels``, as `load` says.
         test: as ``train``.
         class_names: one for each label.
         fingerprint: `fingerprint` of ``{"test": test, "train": train}``.
@@ -45,29 +41,9 @@ class Dataset(NamedTuple):
     """
 
     name: str
-    train: dict[str, np.ndarray]
-    test: dict[str, np.ndarray]
+    train: dict[str, Any]
+    test: dict[str, Any]
     class_names: tuple[str, ...]
-    fingerprint: str
-    source: str
-
-
-class Text(NamedTuple):
-    """A published text, split as those who report results on it do.
-
-    Attributes:
-        name: what `load_text` calls it.
-        train: the text to learn from.
-        validation: the text to choose by.
-        test: the text to report on; None where the set has none.
-        fingerprint: sha256 over the three.
-        source: provenance, licence and citation, in one line.
-    """
-
-    name: str
-    train: str
-    validation: str
-    test: str | None
     fingerprint: str
     source: str
 
@@ -78,8 +54,8 @@ def _packaged(file: str) -> Path:
 
 def _dataset(
     name: str,
-    train: dict[str, np.ndarray],
-    test: dict[str, np.ndarray],
+    train: dict[str, Any],
+    test: dict[str, Any],
     class_names: Iterable[str],
     source: str,
 ) -> Dataset:
@@ -164,28 +140,6 @@ CIFAR10 = {
 }
 
 
-def _wikitext_part(stem: str, sha256: str) -> Part:
-    archive = "wikitext-2-v1.zip"
-    member = f"wikitext-2/wiki.{stem}.tokens"
-    places = (f"{stem}.txt.xz", f"{stem}.txt", f"wiki.{stem}.tokens", member, f"{archive}!{member}")
-    urls = (
-        f"https://wikitext.smerity.com/{archive}",
-        f"https://s3.amazonaws.com/research.metamind.io/wikitext/{archive}",
-        f"https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2/{stem}.txt",
-    )
-    return Part(sha256, places, urls)
-
-
-WIKITEXT2 = {
-    stem: _wikitext_part(stem, sha256)
-    for stem, sha256 in {
-        "train": "9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f",
-        "valid": "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
-        "test": "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
-    }.items()
-}
-
-
 def _idx_dataset(name: str, parts: dict[str, Part], class_names: Iterable[str], source: str) -> Dataset:
     data = contents(name, parts)
     train, test = (
@@ -226,59 +180,34 @@ def _cifar10() -> Dataset:
 
 
 def _isbi2012() -> Dataset:
-    return _dataset("isbi2012", *isbi2012(), ("membrane", "cell"), SOURCE)
+    return _dataset("isbi2012", *isbi2012.isbi2012(), ("membrane", "cell"), isbi2012.SOURCE)
 
 
-def _text(name: str, train: str, validation: str, test: str | None, source: str) -> Text:
-    parts = [np.frombuffer(part.encode(), np.uint8) for part in (train, validation, test or "")]
-    return Text(name, train, validation, test, fingerprint(parts), source)
+def _japanese_vowels() -> Dataset:
+    train, test = japanese_vowels.japanese_vowels()
+    return _dataset("japanese_vowels", train, test, japanese_vowels.SPEAKERS, japanese_vowels.SOURCE)
 
 
-def _tiny_shakespeare() -> Text:
-    text = lzma.decompress(_packaged("tiny_shakespeare.txt.xz").read_bytes()).decode()
-    cut = len(text) * 9 // 10
-    source = (
-        "Shakespeare's plays, public domain, https://github.com/karpathy/char-rnn; Karpathy, char-rnn, 2015"
-    )
-    return _text("tiny_shakespeare", text[:cut], text[cut:], None, source)
-
-
-def _wikitext2() -> Text:
-    data = {stem: part.decode() for stem, part in contents("wikitext2", WIKITEXT2).items()}
-    source = (
-        "WikiText-2, from Wikipedia, CC BY-SA 3.0; "
-        "Merity, Xiong, Bradbury and Socher, Pointer sentinel mixture models, arXiv:1609.07843"
-    )
-    return _text("wikitext2", data["train"], data["valid"], data["test"], source)
-
-
-_IMAGES: dict[str, Callable[[], Dataset]] = {
+_SETS: dict[str, Callable[[], Dataset]] = {
     "digits": _digits,
     "mnist": _mnist,
     "fashion_mnist": _fashion_mnist,
     "cifar10": _cifar10,
     "isbi2012": _isbi2012,
+    "japanese_vowels": _japanese_vowels,
 }
-_TEXTS: dict[str, Callable[[], Text]] = {"tiny_shakespeare": _tiny_shakespeare, "wikitext2": _wikitext2}
-
-
-def _unknown(name: str, kind: str, known: Iterable[str], others: Iterable[str], function: str) -> ValueError:
-    if name in others:
-        return ValueError(f"{name!r} is loaded by {function}")
-    close = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return ValueError(f"no {kind} is called {name!r}, there are {', '.join(known)}{hint}")
 
 
 def load(name: str) -> Dataset:
-    """A published set of labelled images.
+    """A published set of labelled images or sequences.
 
     Args:
-        name: ``"digits"``, ``"mnist"``, ``"fashion_mnist"`` or ``"cifar10"``; or ``"isbi2012"``, whose labels
-            are of pixels.
+        name: ``"digits"``, ``"mnist"``, ``"fashion_mnist"`` or ``"cifar10"``; ``"isbi2012"``, whose labels
+            are of pixels; or ``"japanese_vowels"``, sequences of 12 numbers from 9 speakers.
 
     Returns:
         The `Dataset`: ``inputs`` uint8 [N, H, W, C] in 0..255, ``labels`` int32 [N], or of pixels [N, H, W].
+        Inputs that are sequences: ``sequence`` float32 [N, T, D] and ``lengths`` int32 [N].
 
     Raises:
         ValueError: if there is no such set, or a file that was found is not what was published.
@@ -290,31 +219,4 @@ def load(name: str) -> Dataset:
         >>> digits.train["inputs"].shape, digits.test["labels"].shape
         ((1437, 8, 8, 1), (360,))
     """
-    if name not in _IMAGES:
-        raise _unknown(name, "image set", _IMAGES, _TEXTS, "load_text")
-    return _IMAGES[name]()
-
-
-def load_text(name: str) -> Text:
-    """A published text.
-
-    Args:
-        name: ``"tiny_shakespeare"`` (characters) or ``"wikitext2"`` (words, with ``<unk>`` for rare ones; one
-            space between words, and the end of a line is the ``<eos>`` that published perplexities count).
-
-    Returns:
-        The `Text`.
-
-    Raises:
-        ValueError: if there is no such text, or a file that was found is not what was published.
-        FileNotFoundError: if it is not on this machine and cannot be downloaded; the message says what to put
-            where.
-
-    Example:
-        >>> text = load_text("tiny_shakespeare")
-        >>> len(text.train), len(text.validation), text.train[:14]
-        (1003854, 111540, 'First Citizen:')
-    """
-    if name not in _TEXTS:
-        raise _unknown(name, "text", _TEXTS, _IMAGES, "load")
-    return _TEXTS[name]()
+    return maker(name, "load", _SETS)()

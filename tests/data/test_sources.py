@@ -1,18 +1,15 @@
-"""Published sets: those in the package against scikit-learn and nanoGPT's counts, official files where there
-are any.
-"""
+"""Published sets: the digits in the package against scikit-learn, official files where there are any."""
 
 import hashlib
 import io
-import lzma
 import pickle
 import tarfile
-import zipfile
 
 import numpy as np
 import pytest
 
-from jdl.data import fingerprint, load, load_text, sources
+from jdl.data import fingerprint, japanese_vowels, load, sources
+from jdl.data.japanese_vowels import parse_ts
 
 DIGITS = "b65bd2a1b7606ea24cf35cbaa9b68f6b68b3274f6e0d08cd34b098c188175c0f"
 
@@ -45,41 +42,6 @@ def test_digits_split():
     assert digits.fingerprint == fingerprint({"train": digits.train, "test": digits.test}) == DIGITS
     assert "CC BY 4.0" in digits.source
     assert "\n" not in digits.source
-
-
-def test_tiny_shakespeare():
-    text = load_text("tiny_shakespeare")
-    whole = text.train + text.validation
-    assert (len(text.train), len(text.validation), len(set(whole)), text.test) == (
-        1_003_854,
-        111_540,
-        65,
-        None,
-    )
-    assert hashlib.sha256(whole.encode()).hexdigest() == (
-        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-    )
-    assert text.fingerprint == load_text("tiny_shakespeare").fingerprint
-
-
-@pytest.mark.parametrize(
-    ("function", "name", "message"),
-    [
-        (
-            load,
-            "fashion-mnist",
-            "there are digits, mnist, fashion_mnist, cifar10, isbi2012; did you mean 'fashion_mnist'",
-        ),
-        (load, "CIFAR-10", "did you mean 'cifar10'"),
-        (load, "zzz", "isbi2012$"),
-        (load, "wikitext2", "'wikitext2' is loaded by load_text"),
-        (load_text, "digits", "'digits' is loaded by load$"),
-        (load_text, "shakespeare", "there are tiny_shakespeare, wikitext2; did you mean 'tiny_shakespeare'"),
-    ],
-)
-def test_unknown_names(function, name, message):
-    with pytest.raises(ValueError, match=message):
-        function(name)
 
 
 @pytest.fixture
@@ -150,31 +112,8 @@ def test_what_is_missing_is_named(own, cifar):
         load("cifar10")
 
 
-def test_wikitext_in_every_packing(own, monkeypatch):
-    data = {stem: f" \n = {stem} = \n".encode() for stem in sources.WIKITEXT2}
-    small(sources.WIKITEXT2, data, monkeypatch)
-    folder = own / "wikitext2"
-    folder.mkdir(parents=True)
-    with zipfile.ZipFile(folder / "wikitext-2-v1.zip", "w") as archive:
-        for stem, content in data.items():
-            archive.writestr(f"wikitext-2/wiki.{stem}.tokens", content)
-    text = load_text("wikitext2")
-    assert (text.train, text.validation, text.test) == (
-        " \n = train = \n",
-        " \n = valid = \n",
-        " \n = test = \n",
-    )
-    (folder / "wikitext-2-v1.zip").unlink()
-    for stem, content in data.items():
-        (folder / f"wiki.{stem}.tokens").write_bytes(content)
-    assert load_text("wikitext2") == text
-    for stem, content in data.items():
-        (folder / f"{stem}.txt.xz").write_bytes(lzma.compress(content))
-    assert load_text("wikitext2") == text
-
-
 def test_urls_name_files_that_are_looked_for():
-    for parts in (sources.MNIST, sources.FASHION_MNIST, sources.CIFAR10, sources.WIKITEXT2):
+    for parts in (sources.MNIST, sources.FASHION_MNIST, sources.CIFAR10, japanese_vowels.PARTS):
         for part in parts.values():
             assert len(part.sha256) == 64
             files = {place.partition("!")[0] for place in part.places}
@@ -210,14 +149,6 @@ def test_fashion_mnist(official_data):
     assert np.bincount(fashion.train["labels"]).tolist() == [6000] * 10
     assert fashion.train["inputs"].mean() / 255 == pytest.approx(0.2860, abs=5e-5)
     assert fashion.class_names[fashion.train["labels"][0]] == "ankle boot"
-
-
-def test_wikitext2(official_data):
-    official_data("wikitext2")
-    text = load_text("wikitext2")
-    tokens = [part.replace("\n", " <eos> ").split() for part in (text.train, text.validation, text.test)]
-    assert [len(part) for part in tokens] == [2_088_628, 217_646, 245_569]
-    assert len(set(tokens[0])) == 33_278
 
 
 def test_cifar10(official_data):
@@ -256,3 +187,37 @@ def test_isbi2012_says_what_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setenv("JDL_CACHE", str(tmp_path / "cache"))
     with pytest.raises(FileNotFoundError, match=r"isbi2012_em is not on this machine.*Put its 60 files"):
         load("isbi2012")
+
+
+def test_japanese_vowels(official_data):
+    official_data("japanese_vowels")
+    vowels = load("japanese_vowels")
+    for part, count in (vowels.train, 270), (vowels.test, 370):
+        x_NTD, lengths = part["inputs"]["sequence"], part["inputs"]["lengths"]
+        assert (x_NTD.shape, x_NTD.dtype, lengths.dtype) == ((count, 29, 12), np.float32, np.int32)
+        after_the_end = np.arange(29) >= lengths[:, None]
+        assert (lengths.min(), lengths.max()) in ((7, 26), (7, 29))
+        assert not x_NTD[after_the_end].any()
+        assert x_NTD[~after_the_end].any(-1).all()
+    assert np.bincount(vowels.train["labels"]).tolist() == [30] * 9
+    # The sizes that the archive gives for its test set.
+    assert np.bincount(vowels.test["labels"]).tolist() == [31, 35, 88, 44, 29, 24, 40, 50, 29]
+    assert vowels.train["inputs"]["sequence"][0, :2, 0].tolist() == pytest.approx([1.860936, 1.891651])
+    assert len(vowels.class_names) == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1,2:3,4:a", "x is no .ts file: it has no line @data"),
+        ("@data\n\n", "x holds no examples"),
+        ("@problemName p\n@data\n1,2:3,4:a\n1,2:3:a\n", "x, line 4: "),
+        ("@data\n1,2:3,4:a\n1,2:a\n", "x, line 3: expected 2 channels"),
+        ("@data\n1,?:3,4:a\n", "x, line 2: could not convert"),
+        ("@data\n1,nan:3,4:a\n", "x, line 2: expected 2 channels of finite numbers"),
+        ("@data\na\n", "x, line 2: "),
+    ],
+)
+def test_damaged_ts_files(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_ts(text, "x")
