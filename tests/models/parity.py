@@ -12,6 +12,7 @@ import optax
 from jdl import tasks
 from jdl.interop import export_weights, load_weights
 from jdl.train import summary
+from tests.compiling import jit
 
 
 def shapes(module: Any, size: int, channels: int = 3) -> Any:
@@ -96,8 +97,7 @@ def compare(
         )
         return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
 
-    compile = {"compiler_options": {"xla_backend_optimization_level": 0}}
-    actual = jax.jit(lambda v: module.apply(v, x), **compile)(variables)
+    actual = jit(lambda v: module.apply(v, x))(variables)
     assert np.abs(expected).max() > 0.1, "the reference's signal has died"
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
@@ -108,7 +108,7 @@ def compare(
         for _, x_ in reference.named_parameters():
             x_.copy_(x_.grad)
     theirs = tensors(reference)
-    ours = export_weights({"params": jax.jit(jax.grad(loss), **compile)(variables["params"])}, names)
+    ours = export_weights({"params": jit(jax.grad(loss))(variables["params"])}, names)
     assert len(ours) == len(trained)
     for name, gradient in ours.items():
         scale = np.abs(theirs[name]).max()
