@@ -1,4 +1,4 @@
-"""`jax.jit` for programs that run a few times: compiling is most of their cost, and optimising most of that."""
+"""`jax.jit` for programs that run a few times: compiling is most of their cost, optimising most of that."""
 
 import functools
 
