@@ -32,6 +32,7 @@ from jdl.data.sentences import Labelled, Sentences
 from jdl.data.sources import Dataset, load
 from jdl.data.splits import k_fold, split
 from jdl.data.text_sources import Pairs, Parallel, Text, load_parallel, load_sentences, load_text
+from jdl.data.tokens import continuing_rows, windows, windows_in_order
 
 __all__ = [
     "Batches",
@@ -49,6 +50,7 @@ __all__ = [
     "Transform",
     "color_jitter",
     "compose",
+    "continuing_rows",
     "cutmix",
     "cutout",
     "elastic",
@@ -72,4 +74,6 @@ __all__ = [
     "shuffled",
     "split",
     "trivial_augment",
+    "windows",
+    "windows_in_order",
 ]

@@ -24,7 +24,7 @@ import functools
 import hashlib
 import operator
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,22 +57,34 @@ class _Order:
 
     def rows(self, i: Any, xp: Any) -> tuple[Any, Any]:
         """Rows of batch ``i`` (uint32 scalar), [batch_size / count], and which of them are no padding."""
-        index, count = self.shard
-        part = self.batch_size // count
-        j = xp.arange(index * part, (index + 1) * part, dtype=np.uint32)
         size = np.uint32(self.num_examples)
         if self.seed is None:
             # The last batch, full, may end beyond 2**30 but never beyond 2**31; batches after it are all
             # padding.
             last = xp.minimum(i, np.uint32(self.length))
-            positions = last * np.uint32(self.batch_size) + j
+            positions = last * np.uint32(self.batch_size) + self._columns(xp)
             return positions % size, (positions < size) & (i < np.uint32(self.length))
-        epoch, offset = divmod_product(i, self.batch_size, self.num_examples, xp)
-        positions = offset + j
-        beyond = positions >= size
-        epochs = epoch + beyond.astype(np.uint32)
-        positions = positions - beyond.astype(np.uint32) * size
+        positions, epochs = self.places(i, xp)
         return permute(positions, self.num_examples, self.seed, epochs, xp), None
+
+    def places(self, i: Any, xp: Any) -> tuple[Any, Any]:
+        """Where in its epoch each row of shuffled batch ``i`` stands, and which epoch, as `rows` uint32."""
+        epoch, offset = divmod_product(i, self.batch_size, self.num_examples, xp)
+        positions = offset + self._columns(xp)
+        beyond = (positions >= np.uint32(self.num_examples)).astype(np.uint32)
+        return positions - beyond * np.uint32(self.num_examples), epoch + beyond
+
+    def batch(self, arrays: Arrays, i: Any, xp: Any) -> dict[str, Any]:
+        """Batch ``i`` of ``arrays``."""
+        rows, valid = self.rows(i, xp)
+        batch = jax.tree.map(lambda x: _take(x, rows, xp), dict(arrays))
+        return batch if valid is None else _with_weights(batch, valid, xp)
+
+    def _columns(self, xp: Any) -> Any:
+        """Which rows of a whole batch are the shard's."""
+        index, count = self.shard
+        part = self.batch_size // count
+        return xp.arange(index * part, (index + 1) * part, dtype=np.uint32)
 
 
 def _checked_step(i: Any, order: _Order) -> int:
@@ -95,10 +107,11 @@ def _with_weights(batch: dict[str, Any], valid: Any, xp: Any) -> dict[str, Any]:
     return {**batch, "weights": valid}
 
 
-def _batch(arrays: Arrays, order: _Order, i: Any, take: Callable[[Any, Any], Any], xp: Any) -> dict[str, Any]:
-    rows, valid = order.rows(i, xp)
-    batch = jax.tree.map(lambda x: take(x, rows), dict(arrays))
-    return batch if valid is None else _with_weights(batch, valid, xp)
+def _take(x: Any, rows: Any, xp: Any) -> Any:
+    """Rows of an array, all of which there are."""
+    if xp is np:
+        return np.asarray(x[rows])
+    return x.at[rows.astype(jnp.int32)].get(mode="promise_in_bounds")
 
 
 class _Stream:
@@ -150,10 +163,7 @@ class ResidentBatches(_Stream):
 
 @jax.jit
 def _read_resident(batches: ResidentBatches, i: jax.Array) -> dict[str, Any]:
-    def take(x: Any, rows: Any) -> Any:
-        return x.at[rows.astype(jnp.int32)].get(mode="promise_in_bounds")
-
-    return _batch(batches.arrays, batches.order, i, take, jnp)
+    return batches.order.batch(batches.arrays, i, jnp)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -171,7 +181,7 @@ class HostBatches(_Stream):
             TypeError: if ``i`` is traced.
         """
         step = np.uint32(_checked_step(i, self.order))
-        return _batch(self.arrays, self.order, step, lambda x, rows: np.asarray(x[rows]), np)
+        return self.order.batch(self.arrays, step, np)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -259,7 +269,13 @@ def _num_examples(arrays: Arrays) -> int:
 
 
 def _checked_order(arrays: Arrays, batch_size: int, seed: int | None, shard: tuple[int, int]) -> _Order:
-    size = _num_examples(arrays)
+    return _Order(*_checked_shape(_num_examples(arrays), batch_size, seed, shard))
+
+
+def _checked_shape(
+    size: int, batch_size: int, seed: int | None, shard: tuple[int, int]
+) -> tuple[int, int, int | None, tuple[int, int]]:
+    """The fields of an `_Order` of ``size`` examples."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be positive, got {batch_size}")
     if seed is not None and batch_size > size:
@@ -271,7 +287,7 @@ def _checked_order(arrays: Arrays, batch_size: int, seed: int | None, shard: tup
         raise ValueError(f"shard must be (index, count) with 0 <= index < count, got {tuple(shard)}")
     if batch_size % count:
         raise ValueError(f"batch_size {batch_size} is not divisible by the {count} shards")
-    return _Order(size, int(batch_size), seed if seed is None else int(seed), (int(index), int(count)))
+    return size, int(batch_size), seed if seed is None else int(seed), (int(index), int(count))
 
 
 def _available_memory() -> int:
