@@ -1,22 +1,30 @@
 """Layers and pure layer functions, shared by the models."""
 
-from jdl.nn.attention import MultiHeadAttention
+from jdl.nn.attention import attention
 from jdl.nn.blocks import ConvNorm, SqueezeExcite, Stage, StochasticDepth, global_mean
 from jdl.nn.convolution import Conv, avg_pool, max_pool
 from jdl.nn.linear import Dense, as_float
+from jdl.nn.multihead import MultiHeadAttention
 from jdl.nn.normalization import BatchNorm
+from jdl.nn.recurrence import GRU, LSTM, RNN, Bidirectional, RecurrentStack
 from jdl.nn.taps import features
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
     "BatchNorm",
+    "Bidirectional",
     "Conv",
     "ConvNorm",
     "Dense",
     "MultiHeadAttention",
+    "RecurrentStack",
     "SqueezeExcite",
     "Stage",
     "StochasticDepth",
     "as_float",
+    "attention",
     "avg_pool",
     "features",
     "global_mean",

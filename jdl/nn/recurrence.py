@@ -1,0 +1,362 @@
+"""Recurrent layers: Elman's, the LSTM and the GRU, in one direction or both, one or many.
+
+The parameters are PyTorch's: a kernel and a bias of the inputs, a kernel and a bias of the state, gates in
+its order, so that weights go both ways and gradient steps are the same. (But for the GRU's candidate the two
+biases add up to one.) A carry is a tuple of arrays [B, H] in float32, the first of which is what the layer
+gave out: ``(h,)``, of the LSTM ``(h, c)``.
+
+Axes: B batch, T time, D input features, H features of the state, G gates times features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen
+
+from jdl.core import Array, PyTree
+from jdl.nn.linear import Dense, as_float
+from jdl.nn.recurrence_cells import ELMAN_TANH, GRU_CELL, LSTM_CELL, Carry, Cell
+from jdl.nn.recurrence_scan import How, recur
+
+Initializer = Callable[..., Array]
+
+
+def orthogonal_gates(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
+    """A kernel [H, G] whose gates are orthogonal matrices, each drawn for itself.
+
+    Example:
+        >>> w = orthogonal_gates(jax.random.key(0), (4, 12))[:, 4:8]
+        >>> bool(jnp.allclose(w @ w.T, jnp.eye(4), atol=1e-5))
+        True
+
+    Reference:
+        Saxe, McClelland and Ganguli, "Exact solutions to the nonlinear dynamics of learning in deep linear
+        neural networks", 2014.
+    """
+    H, G = shape
+    draw = lambda key: linen.initializers.orthogonal()(key, (H, H), dtype)
+    return jnp.concatenate([draw(key) for key in jax.random.split(key, G // H)], -1)
+
+
+def open_forget_gate(key: Array, shape: tuple[int], dtype: Any = jnp.float32) -> Array:
+    """The bias of an LSTM that remembers before it has learnt to: 1 for its forget gate, 0 else.
+
+    Example:
+        >>> open_forget_gate(jax.random.key(0), (8,)).tolist()
+        [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+
+    Reference:
+        Jozefowicz, Zaremba and Sutskever, "An empirical exploration of recurrent network architectures",
+        2015.
+    """
+    del key
+    H = shape[0] // 4
+    return jnp.zeros(shape, dtype).at[H : 2 * H].set(1)
+
+
+def uniform_within(bound: float) -> Initializer:
+    """Uniform in [-bound, bound]; PyTorch's layers have 1 / sqrt(H) for all of their parameters.
+
+    Example:
+        >>> bool(jnp.abs(uniform_within(0.1)(jax.random.key(0), (3, 4))).max() <= 0.1)
+        True
+    """
+
+    def draw(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return draw
+
+
+class _Affine(linen.Module):
+    """A kernel [H, G] and a bias [G], for the loop to use."""
+
+    features: int
+    kernel_init: Initializer
+    bias_init: Initializer
+
+    @linen.compact
+    def __call__(self, H: int) -> tuple[Array, Array]:
+        kernel = self.param("kernel", self.kernel_init, (H, self.features))
+        return kernel, self.param("bias", self.bias_init, (self.features,))
+
+
+class Recurrence(linen.Module):
+    """One layer of a recurrent network in one direction; `RNN`, `LSTM` and `GRU` are its kinds.
+
+    The gates of all steps get what the inputs give them in one matrix product, then a loop over time does the
+    rest (`jdl.nn.recurrence_scan.recur`). Submodules are ``input``, kernel [D, G] and bias [G], and
+    ``recurrent``, kernel [H, G] and bias [G].
+
+    Attributes:
+        features: H.
+        cell: what a step computes.
+        reverse: from the last real step of each row to the first.
+        recurrent_dropout: probability of dropping a feature of the state, the same ones at all steps, on its
+            way into the gates (variational dropout).
+        weight_drop: probability of dropping an entry of the state's kernel, the same ones at all steps and in
+            all rows (DropConnect).
+        kernel_init: of the inputs' kernel.
+        recurrent_init: of the state's kernel.
+        bias_init: of the inputs' bias.
+        recurrent_bias_init: of the state's bias.
+        unroll: steps of time in one turn of the loop. More than 1 was no faster on a CPU.
+        dtype: of products and outputs; the state and what is computed elementwise are float32.
+
+    Raises:
+        ValueError: for inputs that are not [B, T, D], or lengths or a carry that do not fit.
+
+    Reference:
+        Variational dropout: Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent
+        neural networks", 2016. Weight drop: Merity, Keskar and Socher, "Regularizing and optimizing LSTM
+        language models", 2018, section 2.
+    """
+
+    features: int
+    cell: Cell = ELMAN_TANH
+    reverse: bool = False
+    recurrent_dropout: float = 0.0
+    weight_drop: float = 0.0
+    kernel_init: Initializer = linen.initializers.lecun_normal()
+    recurrent_init: Initializer = orthogonal_gates
+    bias_init: Initializer = linen.initializers.zeros
+    recurrent_bias_init: Initializer = linen.initializers.zeros
+    unroll: int = 1
+    dtype: Any = None
+
+    @linen.compact
+    def __call__(
+        self,
+        x_BTD: Array,
+        lengths: Array | None = None,
+        carry: Carry | None = None,
+        train: bool = False,
+    ) -> tuple[Array, Carry]:
+        """Runs over the sequences.
+
+        Args:
+            x_BTD: the inputs.
+            lengths: int32 [B], how many steps of each row are real, the first ones. What comes after them,
+                whatever it is, reaches neither outputs (which are zero there) nor carry nor gradients. None
+                where all steps are real.
+            carry: the state before the first step; zeros when None.
+            train: drop what is to be dropped.
+
+        Returns:
+            Outputs [B, T, H], and the carry after each row's last real step.
+        """
+        x_BTD = as_float(x_BTD, self.dtype)
+        require_sequences(x_BTD, lengths, type(self).__name__)
+        B, T, _ = x_BTD.shape
+        cell, H, G = self.cell, self.features, self.cell.gates * self.features
+        carry = self.zero_carry(B) if carry is None else _fitting(carry, cell, B, H)
+        real_TB = None if lengths is None else jnp.arange(T)[:, None] < lengths[None]
+        x_TBD = x_BTD.swapaxes(0, 1)
+        if real_TB is not None:
+            # Not a number times the zero gradient of padding would not be zero.
+            x_TBD = jnp.where(real_TB[..., None], x_TBD, 0)
+        x_TBG = Dense(
+            G, dtype=self.dtype, kernel_init=self.kernel_init, bias_init=self.bias_init, name="input"
+        )(x_TBD)
+        kernel_HG, bias_G = _Affine(G, self.recurrent_init, self.recurrent_bias_init, name="recurrent")(H)
+        kernel_HG = linen.Dropout(self.weight_drop, deterministic=not train)(kernel_HG)
+        drop_BH = None
+        if train and self.recurrent_dropout:
+            drop_BH = linen.Dropout(self.recurrent_dropout, deterministic=False)(jnp.ones((B, H)))
+        if not cell.bias_inside:
+            x_TBG = x_TBG + bias_G.astype(x_TBG.dtype)[None, None]
+        h_TBH, carry = recur(
+            cell,
+            x_TBG,
+            kernel_HG.astype(x_TBG.dtype),
+            bias_G if cell.bias_inside else None,
+            carry,
+            real_TB,
+            drop_BH,
+            How(self.reverse, self.unroll),
+        )
+        return h_TBH.swapaxes(0, 1), carry
+
+    def zero_carry(self, batch_size: int) -> Carry:
+        """The carry of sequences that begin."""
+        return (jnp.zeros((batch_size, self.features)),) * self.cell.states
+
+
+class RNN(Recurrence):
+    """Elman's network: h_t = tanh(x_t W + b + h_{t-1} U + b'). Attributes and parameters as in `Recurrence`.
+
+    ``cell=jdl.nn.recurrence_cells.ELMAN_RELU`` has max(0, .) in place of tanh.
+
+    Example:
+        >>> x, lengths = jnp.ones((2, 5, 3)), jnp.array([5, 2])
+        >>> (y, (h,)), variables = RNN(4).init_with_output(jax.random.key(0), x, lengths)
+        >>> y.shape, bool((y[1, 1] == h[1]).all()), float(y[1, 2:].sum())
+        ((2, 5, 4), True, 0.0)
+
+    Reference:
+        Elman, "Finding structure in time", 1990.
+    """
+
+
+class LSTM(Recurrence):
+    """Long short-term memory. Attributes and parameters as in `Recurrence`; the carry is (h, c).
+
+    Example:
+        >>> (y, (h, c)), variables = LSTM(4).init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+        >>> y.shape, c.shape, variables["params"]["recurrent"]["kernel"].shape
+        ((2, 5, 4), (2, 4), (4, 16))
+
+    Reference:
+        Hochreiter and Schmidhuber, "Long short-term memory", 1997; the forget gate: Gers, Schmidhuber and
+        Cummins, "Learning to forget: continual prediction with LSTM", 2000.
+    """
+
+    cell: Cell = LSTM_CELL
+    bias_init: Initializer = open_forget_gate
+
+
+class GRU(Recurrence):
+    """Gated recurrent unit, its reset gate after the product. Attributes and parameters as in `Recurrence`.
+
+    Example:
+        >>> (y, (h,)), variables = GRU(4).init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+        >>> y.shape, variables["params"]["recurrent"]["kernel"].shape
+        ((2, 5, 4), (4, 12))
+
+    Reference:
+        Cho et al., "Learning phrase representations using RNN encoder-decoder for statistical machine
+        translation", 2014, equations 5 to 8, where the reset gate comes before the product.
+    """
+
+    cell: Cell = GRU_CELL
+
+
+class Bidirectional(linen.Module):
+    """Two layers over the same inputs, one from each end; their outputs lie side by side.
+
+    Submodules are ``forward`` and ``backward``.
+
+    Attributes:
+        layer: constructor of a layer, which takes ``name`` and ``reverse``.
+
+    Example:
+        >>> import functools
+        >>> layer = Bidirectional(functools.partial(LSTM, 4))
+        >>> (y, (forward, backward)), _ = layer.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+        >>> y.shape, bool((y[:, -1, :4] == forward[0]).all()), bool((y[:, 0, 4:] == backward[0]).all())
+        ((2, 5, 8), True, True)
+
+    Reference:
+        Schuster and Paliwal, "Bidirectional recurrent neural networks", 1997.
+    """
+
+    layer: Callable[..., Any]
+
+    @linen.compact
+    def __call__(
+        self, x_BTD: Array, lengths: Array | None = None, carry: Any = None, train: bool = False
+    ) -> tuple[Array, Any]:
+        """As `Recurrence`; outputs [B, T, 2 H] and a carry of each direction."""
+        forward, backward = (None, None) if carry is None else carry
+        y_BTH, forward = self.layer(name="forward")(x_BTD, lengths, forward, train)
+        z_BTH, backward = self.layer(name="backward", reverse=True)(x_BTD, lengths, backward, train)
+        return jnp.concatenate([y_BTH, z_BTH], -1), (forward, backward)
+
+
+class RecurrentStack(linen.Module):
+    """Recurrent layers one upon another, as ``layer1``, ``layer2``, ..., with dropout between them.
+
+    Attributes:
+        layers: a constructor for each layer, which takes a ``name``.
+        dropout: probability of dropping a feature between two layers.
+        locked: drop the same features at all steps of a row (variational dropout), not at each step others.
+
+    Example:
+        >>> import functools
+        >>> stack = RecurrentStack([functools.partial(GRU, 4), functools.partial(GRU, 2)], dropout=0.5)
+        >>> (y, carry), _ = stack.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+        >>> y.shape, [h.shape for (h,) in carry]
+        ((2, 5, 2), [(2, 4), (2, 2)])
+    """
+
+    layers: Sequence[Callable[..., Any]]
+    dropout: float = 0.0
+    locked: bool = False
+
+    @linen.compact
+    def __call__(
+        self, x_BTD: Array, lengths: Array | None = None, carry: Any = None, train: bool = False
+    ) -> tuple[Array, Any]:
+        """As `Recurrence`; outputs are the last layer's, the carry has an entry a layer."""
+        if carry is not None and len(carry) != len(self.layers):
+            raise ValueError(f"a carry of {len(carry)} layers does not fit a stack of {len(self.layers)}")
+        carries = []
+        for i, make in enumerate(self.layers):
+            if i:
+                x_BTD = LockedDropout(self.dropout, self.locked)(x_BTD, train)
+            x_BTD, after = make(name=f"layer{i + 1}")(x_BTD, lengths, carry and carry[i], train)
+            carries.append(after)
+        return x_BTD, tuple(carries)
+
+
+class LockedDropout(linen.Module):
+    """Dropout of features [B, T, D] that drops the same ones at all steps of a row.
+
+    Attributes:
+        rate: probability of dropping.
+        locked: False draws anew at each step: the usual dropout.
+
+    Example:
+        >>> y = LockedDropout(0.5).apply({}, jnp.ones((2, 3, 8)), True, rngs={"dropout": jax.random.key(0)})
+        >>> bool((y == y[:, :1]).all()), sorted(set(y.ravel().tolist()))
+        (True, [0.0, 2.0])
+
+    Reference:
+        Gal and Ghahramani 2016; Merity et al. 2018, section 4.2.
+    """
+
+    rate: float
+    locked: bool = True
+
+    @linen.compact
+    def __call__(self, x_BTD: Array, train: bool = False) -> Array:
+        """[B, T, D] to the same shape."""
+        dims = (1,) if self.locked else ()
+        return linen.Dropout(self.rate, broadcast_dims=dims, deterministic=not train)(x_BTD)
+
+
+def require_sequences(x_BTD: Array, lengths: Array | None, model: str) -> None:
+    """Refuses inputs that are not sequences [B, T, D], and lengths that are not integers [B].
+
+    Raises:
+        ValueError: if they are something else.
+
+    Example:
+        >>> require_sequences(jnp.zeros((4, 7)), None, "LSTM")
+        Traceback (most recent call last):
+        ValueError: LSTM takes sequences [batch, time, features]; got shape (4, 7)
+    """
+    if x_BTD.ndim != 3:
+        raise ValueError(f"{model} takes sequences [batch, time, features]; got shape {tuple(x_BTD.shape)}")
+    if lengths is None:
+        return
+    if lengths.shape != x_BTD.shape[:1] or not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise ValueError(
+            f"lengths are one integer a row, {x_BTD.shape[:1]} in all; got {lengths.dtype} of shape "
+            f"{tuple(lengths.shape)}"
+        )
+
+
+def _fitting(carry: PyTree, cell: Cell, B: int, H: int) -> Carry:
+    """The carry in float32."""
+    shapes = [tuple(x.shape) for x in jax.tree.leaves(carry)]
+    if not isinstance(carry, tuple) or shapes != [(B, H)] * cell.states:
+        raise ValueError(
+            f"the carry of an {cell.name} of {H} features for {B} rows is a tuple of {cell.states} of shape "
+            f"{(B, H)}; got {type(carry).__name__} of {shapes}"
+        )
+    return tuple(x.astype(jnp.float32) for x in carry)
