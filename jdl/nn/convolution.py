@@ -267,7 +267,10 @@ def _largest_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
 
 
 def max_pool(
-    x_BHWC: jax.Array, window: tuple[int, int], strides: tuple[int, int] | None = None, padding: int = 0
+    x_BHWC: jax.Array,
+    window: tuple[int, int],
+    strides: tuple[int, int] | None = None,
+    padding: int | tuple[tuple[int, int], tuple[int, int]] = 0,
 ) -> jax.Array:
     """The largest value in each window.
 
@@ -279,7 +282,8 @@ def max_pool(
         x_BHWC: images [B, H, W, C].
         window: height and width of a window.
         strides: steps between windows; the window itself when None.
-        padding: pixels added on each side, which are never the largest.
+        padding: pixels added on each side, which are never the largest; or those above and below, and to the
+            left and right.
 
     Returns:
         [B, (H + 2p - h) // s + 1, (W + 2p - w) // s' + 1, C].
@@ -291,10 +295,10 @@ def max_pool(
         [[5.0, 7.0], [13.0, 15.0]]
     """
     strides = strides or window
-    tiles = _tiles(x_BHWC, window) if strides == window and not padding else None
+    pads = ((padding, padding),) * 2 if isinstance(padding, int) else padding
+    tiles = _tiles(x_BHWC, window) if strides == window and not np.any(pads) else None
     if tiles is not None:
         return _max_of_tiles(tiles)
-    pads = ((padding, padding), (padding, padding))
 
     def shifted(x: jax.Array) -> jax.Array:
         return _largest(tuple(_at_each_position(x, window, strides, pads, fill=-jnp.inf)))

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen
 
+from jdl.nn.convolution import max_pool
+
 
 def _bins(length: int, bins: int) -> np.ndarray:
     """The matrix [bins, length] whose row i averages pixels i length / bins to (i + 1) length / bins."""
@@ -67,8 +69,8 @@ def max_pool_over_edge(x_BHWC: jax.Array, window: int, stride: int) -> jax.Array
         >>> max_pool_over_edge(jnp.arange(16.0).reshape(1, 4, 4, 1), 3, 2)[0, :, :, 0].tolist()
         [[10.0, 11.0], [14.0, 15.0]]
     """
-    pads = [(0, _overhang(length, window, stride)) for length in x_BHWC.shape[1:3]]
-    return linen.max_pool(x_BHWC, (window, window), (stride, stride), pads)
+    below, right = (_overhang(length, window, stride) for length in x_BHWC.shape[1:3])
+    return max_pool(x_BHWC, (window, window), (stride, stride), ((0, below), (0, right)))
 
 
 def avg_pool_over_edge(x_BHWC: jax.Array, window: int, stride: int) -> jax.Array:
