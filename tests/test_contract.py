@@ -77,22 +77,33 @@ def model_subject(file: str, maker: str) -> Subject:
     if maker == "regression":
         outputs = jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x)[0], batch["inputs"])
         batch["labels"] = np.random.default_rng(1).normal(size=outputs.shape).astype(np.float32)
-    make = getattr(tasks, maker)
+    make = MAKERS.get(maker, lambda module, batch, noise: getattr(tasks, maker)(module))
 
     def task(noise: bool) -> Task:
-        return make(module if noise else without_noise(module))
+        return make(module if noise else without_noise(module), batch, noise)
 
     def low_precision() -> dict[str, Task]:
         low = module.clone(dtype=jnp.bfloat16)
-        return {"mixed_precision": tasks.mixed_precision(make(module)), "dtype": make(low)}
+        return {"mixed_precision": tasks.mixed_precision(task(True)), "dtype": make(low, batch, True)}
 
     return Subject(
         batch,
         lambda noise: sgd(task(noise)),
         task,
-        noisy=without_noise(module) is not module,
+        noisy=maker in MAKERS or without_noise(module) is not module,
         low_precision=low_precision,
     )
+
+
+def hiding(module: Any, batch: Any, noise: bool) -> Task:
+    """Half of the tokens hidden behind the last of the vocabulary: without noise, always the same half."""
+    logits = jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x)[0], batch["inputs"])
+    V = logits.shape[-1]
+    return tasks.masked(module, V, V - 1, rate=0.5, dynamic=noise)
+
+
+# Makers of tasks that need more than a module, and draw noise of their own.
+MAKERS: dict[str, Callable[[Any, Any, bool], Task]] = {"masked": hiding}
 
 
 def tiny_task(noise: bool) -> Task:
@@ -129,9 +140,11 @@ LEARNERS: dict[str, Callable[[Task], Learner]] = {
 OTHER_IN_TASKS = {
     "classification_score",
     "functions",
+    "masked",
     "next_token",
     "segmentation_score",
     "seq2seq",
+    "span_corruption",
     "supervised",
     "token_classification",
 }

@@ -101,9 +101,7 @@ def chunked_token_scores(
         (2, 5)
     """
     if chunk < 1:
-        raise ValueError(
-            f"chunk, the positions whose logits are held at a time, must be positive; got {chunk}"
-        )
+        raise ValueError(f"chunk, the positions scored at a time, must be at least 1; got {chunk}")
     if labels_BT.shape != h_BTD.shape[:2]:
         raise ValueError(f"labels of shape {labels_BT.shape} do not fit hidden states of shape {h_BTD.shape}")
 

@@ -1,6 +1,7 @@
 """What to learn: from a module to a `Task`, and from Task to Task."""
 
 from jdl.tasks.language import next_token, seq2seq, token_classification
+from jdl.tasks.masking import masked, span_corruption
 from jdl.tasks.module import functions
 from jdl.tasks.supervised import (
     classification,
@@ -17,6 +18,7 @@ __all__ = [
     "classification",
     "classification_score",
     "functions",
+    "masked",
     "mixed_precision",
     "next_token",
     "preprocessed",
@@ -24,6 +26,7 @@ __all__ = [
     "segmentation",
     "segmentation_score",
     "seq2seq",
+    "span_corruption",
     "supervised",
     "token_classification",
 ]

@@ -62,7 +62,11 @@ def next_token(
         Bengio, Ducharme, Vincent and Jauvin, "A neural probabilistic language model", 2003, section 2.
     """
     task = _of_tokens(module, label_smoothing, z_loss, chunk)
-    return task._replace(check=lambda batch: _check(task, batch))
+
+    def check(batch: Batch) -> None:
+        check_tokens(task, batch)
+
+    return task._replace(check=check)
 
 
 def seq2seq(
@@ -96,7 +100,7 @@ def seq2seq(
         if not isinstance(inputs, Mapping) or not {"source", "target"} <= set(inputs):
             found = sorted(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
             raise ValueError(f'inputs must be a dictionary with "source" and "target"; got {found}')
-        _check(task, batch)
+        check_tokens(task, batch)
 
     return task._replace(check=check)
 
@@ -192,8 +196,12 @@ def _require_fit(outputs: Any, labels: Any) -> None:
                          f"expected {outputs.shape[:-1]}")  # fmt: skip
 
 
-def _check(task: Task, batch: Batch) -> None:
-    """Raises ValueError, in words, for a concrete batch that a task of tokens cannot take."""
+def check_tokens(task: Task, batch: Batch) -> int:
+    """The size of the vocabulary of a task's logits, when it can take a concrete batch of tokens.
+
+    Raises:
+        ValueError: saying what is wrong with the batch.
+    """
     if "inputs" not in batch:
         raise ValueError(f'language modelling needs a batch with "inputs"; it has {sorted(batch)}')
     inputs = batch["inputs"]
@@ -216,3 +224,4 @@ def _check(task: Task, batch: Batch) -> None:
         what = "labels" if given is not None else "tokens"
         raise ValueError(f"{outside.sum()} {what} lie outside 0..{V - 1}, the model's vocabulary: for "
                          f"example {labels[outside][0]} (what is not to count has weight 0)")  # fmt: skip
+    return V

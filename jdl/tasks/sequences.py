@@ -20,7 +20,7 @@ from jdl.tasks.supervised import position_weights
 
 
 def decoded(inputs: Any) -> Mapping[str, Any]:
-    """The parts of the sequence whose tokens a module of ``inputs`` predicts: of the target, if there is one."""
+    """The parts of the sequence that a module of ``inputs`` predicts: the target, where there is one."""
     sequence = inputs["target"] if isinstance(inputs, Mapping) and "target" in inputs else inputs
     return sequence if isinstance(sequence, Mapping) else {"tokens": sequence}
 
@@ -77,9 +77,7 @@ def check_sequence(name: str, sequence: Any) -> np.ndarray:
         raise ValueError(f'{name} must be tokens or a dictionary with "tokens"; it has {sorted(parts)}')
     tokens = np.asarray(parts["tokens"])
     if not np.issubdtype(tokens.dtype, np.integer) or tokens.ndim != 2:
-        raise ValueError(
-            f"{name}: tokens must be integers [B, T]; got {tokens.dtype} of shape {tokens.shape}"
-        )
+        raise ValueError(f"{name}: tokens must be integers [B, T]; got {tokens.dtype} {tokens.shape}")
     if tokens.size and tokens.min() < 0:
         raise ValueError(f"{name}: tokens must not be negative; got {tokens.min()}")
     for part, expected in (("lengths", tokens.shape[:1]), ("segments", tokens.shape)):

@@ -1,0 +1,131 @@
+"""Chunks change neither values nor gradients, and hold a chunk's logits instead of all."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from jdl.core import AXIS, psum
+from jdl.nn.chunked import chunked_token_scores, token_scores
+from jdl.train.mesh import make_mesh
+from tests.compiling import jit
+
+B, T, D, V = 8, 7, 4, 11
+SOFTENED = {"label_smoothing": 0.1, "z_loss": 0.01}
+
+
+def arrays(dtype=np.float32):
+    rng = np.random.default_rng(0)
+    h, w = rng.normal(size=(B, T, D)), rng.normal(size=(D, V))
+    return jnp.asarray(h, dtype), jnp.asarray(w, dtype), jnp.asarray(rng.integers(0, V, (B, T)))
+
+
+def scores(h, w, labels, chunk, **options):
+    if chunk is None:
+        return token_scores(h @ w, labels, **options)
+    return chunked_token_scores(lambda h: h @ w, h, labels, chunk, **options)
+
+
+@functools.partial(jit, static_argnames=("chunk",))
+def value_and_grad(h, w, labels, chunk):
+    def loss(h, w):
+        found = scores(h, w, labels, chunk, **SOFTENED)
+        # Each position has a weight of its own, so that one in the wrong place shows.
+        weights = jnp.arange(B * T, dtype=jnp.float32).reshape(B, T)
+        return (weights * found.loss).sum(), found
+
+    return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(h, w)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 9])
+def test_chunks_change_neither_values_nor_gradients(chunk):
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5),
+        value_and_grad(*arrays(), chunk),
+        value_and_grad(*arrays(), None),
+    )
+
+
+def test_low_precision_is_scored_in_float32():
+    (_, chunked), grads = value_and_grad(*arrays(jnp.bfloat16), 3)
+    (_, whole), expected = value_and_grad(*arrays(jnp.bfloat16), None)
+    for a, b in zip(chunked, whole, strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    for a, b in zip(grads, expected, strict=True):
+        assert a.dtype == jnp.bfloat16
+        # The gradient of w is a sum over chunks, rounded after each.
+        np.testing.assert_allclose(a.astype(np.float32), b.astype(np.float32), rtol=0.05, atol=2.0)
+
+
+def test_scores_equal_torch(torch):
+    h, w, labels = arrays()
+    targets = torch.tensor(np.asarray(labels)).long().flatten()
+    logits = torch.tensor(np.asarray(h @ w), requires_grad=True)
+    loss = (
+        torch.nn.functional.cross_entropy(
+            logits.reshape(-1, V),
+            targets,
+            label_smoothing=0.1,
+            reduction="none",
+        )
+        + 0.01 * torch.logsumexp(logits.reshape(-1, V), -1).square()
+    )
+    (loss * torch.arange(B * T)).sum().backward()
+    (_, found), grads = value_and_grad(h, w, labels, 2)
+    np.testing.assert_allclose(found.loss.ravel(), loss.detach().numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(grads[0], logits.grad.numpy() @ np.asarray(w).T, rtol=1e-4, atol=1e-3)
+    right = logits.detach().argmax(-1).numpy() == np.asarray(labels)
+    np.testing.assert_array_equal(found.correct, right)
+    plain = torch.nn.functional.cross_entropy(logits.detach().reshape(-1, V), targets, reduction="none")
+    np.testing.assert_allclose(found.surprise.ravel(), plain.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_may_be_split_over_devices():
+    mesh = make_mesh("data:8")
+    h, w, labels = arrays()
+
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=(P(AXIS), P(), P(AXIS)), out_specs=P(), check_vma=False
+    )
+    def split(h, w, labels):
+        loss = lambda w: scores(h, w, labels, 3, **SOFTENED).loss.sum()
+        return psum(jax.value_and_grad(loss)(w))
+
+    whole = jax.value_and_grad(lambda w: scores(h, w, labels, None, **SOFTENED).loss.sum())(w)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), jit(split)(h, w, labels), whole
+    )
+
+
+def test_the_logits_are_never_held_whole():
+    B, T, D, V, chunk = 4, 256, 8, 4096, 16
+    shapes = [
+        jax.ShapeDtypeStruct(s, d)
+        for s, d in (((B, T, D), "float32"), ((D, V), "float32"), ((B, T), "int32"))
+    ]
+
+    def memory(chunk):
+        loss = lambda h, w, labels: scores(h, w, labels, chunk, **SOFTENED).loss.sum()
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    logits = 4 * B * T * V
+    whole, chunked = memory(None), memory(chunk)
+    assert whole > logits
+    # The logits of a chunk, their gradient, and the sum of the gradients of w.
+    assert chunked < 4 * logits * chunk / T + 4 * D * V * 4
+    assert chunked < whole / 8
+
+
+def test_what_does_not_fit_is_refused():
+    h, w, labels = arrays()
+    with pytest.raises(ValueError, match="chunk, .* at least 1; got 0"):
+        scores(h, w, labels, 0)
+    with pytest.raises(
+        ValueError, match=r"labels of shape \(8, 6\) do not fit hidden states of shape \(8, 7, 4\)"
+    ):
+        scores(h, w, labels[:, 1:], 2)
