@@ -26,12 +26,14 @@ from jdl.data.batches import (
     in_order,
     shuffled,
 )
+from jdl.data.bpe import load_ranks, load_tokenizer, save_tokenizer, train_bpe
 from jdl.data.folder import FolderBatches, image_folder
 from jdl.data.preprocess import Preprocess, fit_preprocess
 from jdl.data.sentences import Labelled, Sentences
 from jdl.data.sources import Dataset, load
 from jdl.data.splits import k_fold, split
 from jdl.data.text_sources import Pairs, Parallel, Text, load_parallel, load_sentences, load_text
+from jdl.data.tokenizer import Tokenizer, byte_tokenizer, character_tokenizer, decode_stream, word_tokenizer
 from jdl.data.tokens import continuing_rows, windows, windows_in_order
 
 __all__ = [
@@ -47,12 +49,16 @@ __all__ = [
     "ResidentBatches",
     "Sentences",
     "Text",
+    "Tokenizer",
     "Transform",
+    "byte_tokenizer",
+    "character_tokenizer",
     "color_jitter",
     "compose",
     "continuing_rows",
     "cutmix",
     "cutout",
+    "decode_stream",
     "elastic",
     "fingerprint",
     "fit_preprocess",
@@ -62,8 +68,10 @@ __all__ = [
     "k_fold",
     "load",
     "load_parallel",
+    "load_ranks",
     "load_sentences",
     "load_text",
+    "load_tokenizer",
     "mixup",
     "one_of",
     "rand_augment",
@@ -71,9 +79,12 @@ __all__ = [
     "random_erasing",
     "random_flip",
     "random_resized_crop",
+    "save_tokenizer",
     "shuffled",
     "split",
+    "train_bpe",
     "trivial_augment",
     "windows",
     "windows_in_order",
+    "word_tokenizer",
 ]
