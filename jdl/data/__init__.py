@@ -27,17 +27,21 @@ from jdl.data.batches import (
     shuffled,
 )
 from jdl.data.bpe import load_ranks, load_tokenizer, save_tokenizer, train_bpe
+from jdl.data.bucketing import BucketedBatches, bucket_boundaries, bucketed, padded
 from jdl.data.folder import FolderBatches, image_folder
+from jdl.data.packing import pack
 from jdl.data.preprocess import Preprocess, fit_preprocess
 from jdl.data.sentences import Labelled, Sentences
 from jdl.data.sources import Dataset, load
 from jdl.data.splits import k_fold, split
 from jdl.data.text_sources import Pairs, Parallel, Text, load_parallel, load_sentences, load_text
+from jdl.data.token_file import read_tokens, write_tokens
 from jdl.data.tokenizer import Tokenizer, byte_tokenizer, character_tokenizer, decode_stream, word_tokenizer
 from jdl.data.tokens import continuing_rows, windows, windows_in_order
 
 __all__ = [
     "Batches",
+    "BucketedBatches",
     "Dataset",
     "FolderBatches",
     "GrainBatches",
@@ -51,6 +55,8 @@ __all__ = [
     "Text",
     "Tokenizer",
     "Transform",
+    "bucket_boundaries",
+    "bucketed",
     "byte_tokenizer",
     "character_tokenizer",
     "color_jitter",
@@ -74,11 +80,14 @@ __all__ = [
     "load_tokenizer",
     "mixup",
     "one_of",
+    "pack",
+    "padded",
     "rand_augment",
     "random_crop",
     "random_erasing",
     "random_flip",
     "random_resized_crop",
+    "read_tokens",
     "save_tokenizer",
     "shuffled",
     "split",
@@ -87,4 +96,5 @@ __all__ = [
     "windows",
     "windows_in_order",
     "word_tokenizer",
+    "write_tokens",
 ]

@@ -88,11 +88,14 @@ class _Order:
 
 
 def _checked_step(i: Any, order: _Order) -> int:
+    return _checked_index(i, order.length if order.seed is None else _MAX_STEP)
+
+
+def _checked_index(i: Any, bound: int) -> int:
     try:
         step = operator.index(i)
     except TypeError:
         raise TypeError(f"host batches are read outside jit, with a Python integer; got {i!r}") from None
-    bound = order.length if order.seed is None else _MAX_STEP
     if not 0 <= step < bound:
         raise IndexError(f"there are batches 0 to {bound - 1}; got {step}")
     return step
