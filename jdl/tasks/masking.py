@@ -91,7 +91,7 @@ def masked(
             chosen &= tokens != token
         # Of the draws below the rate, a tenth lies in each tenth of it.
         hidden = jnp.where(draws < 0.8 * rate, mask_token, jnp.where(draws < 0.9 * rate, others, tokens))
-        inputs = jnp.where(chosen, hidden, tokens).astype(tokens.dtype)
+        inputs: Any = jnp.where(chosen, hidden, tokens).astype(tokens.dtype)
         if isinstance(batch["inputs"], Mapping):
             inputs = {**batch["inputs"], "tokens": inputs}
         return {**batch, "inputs": inputs, "labels": tokens, "weights": weights * chosen}
