@@ -154,6 +154,7 @@ OTHER_IN_LEARNERS = {
     "grid",
     "label_by_path",
     "mask_by_path",
+    "max_norm",
     "mean_probabilities",
     "scale_by_path",
 }

@@ -1,5 +1,6 @@
 """How to learn: from Task to `Learner`, and from Learner to Learner."""
 
+from jdl.learners.constraints import max_norm
 from jdl.learners.gradient import gradient
 from jdl.learners.groups import decays, label_by_path, mask_by_path, scale_by_path
 from jdl.learners.transforms import averaged, ensemble, grid, mean_probabilities, sweep
@@ -12,6 +13,7 @@ __all__ = [
     "grid",
     "label_by_path",
     "mask_by_path",
+    "max_norm",
     "mean_probabilities",
     "scale_by_path",
     "sweep",
