@@ -57,6 +57,7 @@ class _Stream(_Order):
 
 @dataclass(frozen=True)
 class _RandomWindows(_Stream):
+    stride: int
     phases: int
 
     def batch(self, arrays: Any, i: Any, xp: Any) -> dict[str, Any]:
@@ -64,7 +65,7 @@ class _RandomWindows(_Stream):
         positions, epochs = self.places(i, xp)
         windows = permute(positions, self.num_examples, self.seed, epochs, xp)
         wide = np.int64 if xp is np else np.int32
-        start = windows.astype(wide) * wide(self.window) + self._phase(epochs, self.phases, xp).astype(wide)
+        start = windows.astype(wide) * wide(self.stride) + self._phase(epochs, self.phases, xp).astype(wide)
         inputs, labels, _ = self._read(arrays["tokens"], start, xp)
         return {"inputs": inputs, "labels": labels}
 
@@ -110,6 +111,7 @@ def windows(
     batch_size: int,
     seed: int = 0,
     *,
+    anywhere: bool = False,
     vocab_size: int | None = None,
     shard: tuple[int, int] = (0, 1),
     resident: bool | None = None,
@@ -125,6 +127,7 @@ def windows(
         length: T, tokens of a window.
         batch_size: B, 1 to the number of windows.
         seed: integer in [0, 2**64).
+        anywhere: whether windows may overlap.
         vocab_size: V; ids outside 0..V - 1 raise. On the device they would be read as others, in silence.
         shard: (index, count), as in `jdl.data.shuffled`.
         resident: whether the tokens live on the device; None puts them there if they fit in a quarter of the
@@ -149,15 +152,15 @@ def windows(
         raise ValueError(
             f"a window of {length} tokens and the one to predict do not fit into a stream of {size} tokens"
         )
-    count = max(1, whole - 1)
-    phases = min(length, size - count * length)
+    count = _few(size - length, length) if anywhere else max(1, whole - 1)
+    stride, phases = (1, 1) if anywhere else (length, min(length, size - count * length))
     if batch_size > count:
         raise ValueError(
             f"batch_size {batch_size} is more than the windows of {length} tokens that a stream of {size} "
             f"tokens has, {count}"
         )
     shape = _checked_shape(_few(count, length), batch_size, seed, shard)
-    return _stream(tokens, _RandomWindows(*shape, size, length, vocab_size, phases), resident)
+    return _stream(tokens, _RandomWindows(*shape, size, length, vocab_size, stride, phases), resident)
 
 
 def windows_in_order(

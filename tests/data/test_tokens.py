@@ -51,6 +51,16 @@ def test_every_phase_comes_once_in_as_many_epochs():
     assert phases[:length] != phases[length:]
 
 
+def test_windows_that_begin_anywhere():
+    batches = windows(numbered(50), 6, 4, seed=3, anywhere=True, resident=False)
+    assert batches.num_examples == 44
+    seen = epoch(batches)
+    assert sorted(seen["inputs"][:44, 0]) == list(range(44))
+    np.testing.assert_array_equal(seen["labels"], seen["inputs"] + 1)
+    assert (np.diff(seen["inputs"][:44, 0]) != 6).mean() > 0.8
+    assert windows(numbered(20), 10, 10, anywhere=True, resident=False)(0)["labels"].max() <= 19
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 200), st.integers(1, 20), st.integers(1, 9), st.data())
 def test_one_pass_counts_every_token_but_the_first_once(size, length, batch_size, data):
@@ -104,6 +114,7 @@ def test_rows_are_shifted_in_each_pass():
 
 MAKERS = {
     "windows": lambda **options: windows(numbered(300), 7, 6, 9, **options),
+    "anywhere": lambda **options: windows(numbered(300), 7, 6, 9, anywhere=True, **options),
     "windows_in_order": lambda **options: windows_in_order(numbered(300), 7, 6, stride=5, **options),
     "continuing_rows": lambda **options: continuing_rows(numbered(300), 7, 6, 9, **options),
     "one pass of rows": lambda **options: continuing_rows(numbered(300), 7, 6, None, **options),
