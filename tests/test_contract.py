@@ -21,7 +21,7 @@ from jax import export
 
 from jdl import learners, models, tasks
 from jdl.core import FAULTS, Learner, Task, objective, summarize
-from jdl.models import MLP, mlp
+from jdl.models import MLP, gan, mlp
 from jdl.train.checkpoint import Checkpoints
 from jdl.train.mesh import batch_sharding, distributed, make_mesh, state_shardings
 from tests.compiling import jit
@@ -33,6 +33,7 @@ TAKEN_BY = {
     "convnext": ["classification"],
     "densenet": ["classification"],
     "efficientnet": ["classification"],
+    "gan": ["gan"],
     "googlenet": ["classification"],
     "lenet": ["classification"],
     "mixer": ["classification"],
@@ -59,6 +60,7 @@ class Subject(NamedTuple):
     tolerance: float = 3e-5
     devices: int = 8
     low_precision: Callable[[], dict[str, Task]] | None = None
+    inputs: Any = None  # what is predicted from, where that is not the batch's
 
 
 def sgd(task: Task, rate: Any = 0.1, **options: Any) -> Learner:
@@ -174,13 +176,29 @@ def learner_subject(name: str) -> Subject:
     return Subject(mlp.tiny()[1], lambda noise: LEARNERS[name](tiny_task(noise)), devices=devices)
 
 
+def gan_subject() -> Subject:
+    (generator, discriminator), batch = gan.tiny()
+
+    def learner(noise: bool) -> Learner:
+        judge = discriminator if noise else without_noise(discriminator)
+        latents = 4 if noise else lambda key, batch: batch["latents"]
+        players = tasks.gan(generator, judge, latents, loss="hinge", conditional=True)
+        return learners.gan(players, optax.adam(3e-3, 0.5), optax.adam(3e-3, 0.5))
+
+    return Subject(batch, learner, inputs={name: batch[name] for name in ("latents", "labels")})
+
+
+# Learners of more than one task.
+PAIRED: dict[str, Callable[[], Subject]] = {"gan": gan_subject}
+
 MODEL_SUBJECTS = {
     f"{file}-{maker}": functools.partial(model_subject, file, maker)
     for file, makers in TAKEN_BY.items()
     for maker in makers
+    if maker not in PAIRED
 }
 TASK_SUBJECTS = {name: functools.partial(task_subject, name) for name in TASKS}
-LEARNER_SUBJECTS = {name: functools.partial(learner_subject, name) for name in LEARNERS}
+LEARNER_SUBJECTS = {name: functools.partial(learner_subject, name) for name in LEARNERS} | PAIRED
 SUBJECTS = MODEL_SUBJECTS | TASK_SUBJECTS | LEARNER_SUBJECTS
 
 
@@ -194,7 +212,7 @@ def test_every_model_is_entered():
 def test_every_maker_and_transformation_is_entered():
     makers = {maker for makers in TAKEN_BY.values() for maker in makers}
     assert set(tasks.__all__) == makers | set(TASKS) | OTHER_IN_TASKS
-    assert set(learners.__all__) == {name for name in LEARNERS if name.isidentifier()} | OTHER_IN_LEARNERS
+    assert set(learners.__all__) == {name for name in LEARNER_SUBJECTS if name.isidentifier()} | OTHER_IN_LEARNERS
 
 
 class Case:
@@ -392,7 +410,8 @@ def test_vmaps_over_seeds(case):
 def test_lowers_for_accelerators(case):
     platforms = ["cpu", "cuda", "tpu"]
     export.export(jax.jit(case.learner.step), platforms=platforms)(case.state, case.batch)
-    variables, inputs = case.learner.variables(case.state), case.batch["inputs"]
+    variables = case.learner.variables(case.state)
+    inputs = case.batch["inputs"] if case.subject.inputs is None else case.subject.inputs
     (b,) = export.symbolic_shape("b")
     of_any_size = jax.tree.map(lambda x: jax.ShapeDtypeStruct((b, *x.shape[1:]), x.dtype), inputs)
     exported = export.export(jax.jit(case.learner.predict), platforms=platforms)(variables, of_any_size)

@@ -1,5 +1,6 @@
 """How to learn: from Task to `Learner`, and from Learner to Learner."""
 
+from jdl.learners.adversarial import gan
 from jdl.learners.constraints import max_norm
 from jdl.learners.gradient import gradient
 from jdl.learners.groups import decays, label_by_path, mask_by_path, scale_by_path
@@ -9,6 +10,7 @@ __all__ = [
     "averaged",
     "decays",
     "ensemble",
+    "gan",
     "gradient",
     "grid",
     "label_by_path",

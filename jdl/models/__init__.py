@@ -9,6 +9,13 @@ from jdl.models.alexnet import AlexNet
 from jdl.models.convnext import ConvNeXt, convnext
 from jdl.models.densenet import DenseNet, densenet, densenet_cifar
 from jdl.models.efficientnet import EfficientNet, efficientnet
+from jdl.models.gan import (
+    DCGANDiscriminator,
+    DCGANGenerator,
+    MLPGenerator,
+    ResNetDiscriminator,
+    ResNetGenerator,
+)
 from jdl.models.googlenet import GoogLeNet
 from jdl.models.lenet import LeNet5
 from jdl.models.mixer import Mixer, mixer
@@ -29,14 +36,19 @@ __all__ = [
     "AirBench",
     "AlexNet",
     "ConvNeXt",
+    "DCGANDiscriminator",
+    "DCGANGenerator",
     "DenseNet",
     "EfficientNet",
     "GoogLeNet",
     "LeNet5",
+    "MLPGenerator",
     "Mixer",
     "MobileNet",
     "NiN",
     "ResNet",
+    "ResNetDiscriminator",
+    "ResNetGenerator",
     "ShuffleNet",
     "SqueezeNet",
     "TwoConv",

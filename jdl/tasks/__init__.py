@@ -1,5 +1,6 @@
 """What to learn: from a module to a `Task`, and from Task to Task."""
 
+from jdl.tasks.adversarial import gan
 from jdl.tasks.language import next_token, seq2seq, token_classification
 from jdl.tasks.masking import masked, span_corruption
 from jdl.tasks.module import functions
@@ -18,6 +19,7 @@ __all__ = [
     "classification",
     "classification_score",
     "functions",
+    "gan",
     "masked",
     "mixed_precision",
     "next_token",
