@@ -61,3 +61,15 @@ def _layer(ours: str, theirs: str) -> list[tuple[str, ...]]:
 
 RECURRENT_TORCH: Sequence[tuple[str, ...]] = recurrent_torch()
 """`jdl.nn.RecurrentStack` from ``torch.nn.RNN``, ``torch.nn.LSTM`` and ``torch.nn.GRU``."""
+
+AWD_LSTM_SALESFORCE: Sequence[tuple[str, ...]] = [
+    ("tokens", "encoder"),
+    ("layers/layer{i}/input/kernel", "rnns.{i-1}.weight_ih_l0", "kernel"),
+    ("layers/layer{i}/input/bias", "rnns.{i-1}.bias_ih_l0"),
+    ("layers/layer{i}/recurrent/kernel", "rnns.{i-1}.weight_hh_l0", "kernel"),
+    ("layers/layer{i}/recurrent/bias", "rnns.{i-1}.bias_hh_l0"),
+    ("head_bias", "decoder.bias"),
+    ("head", "decoder"),
+]
+"""`jdl.models.RecurrentLM` from the modules that the authors' code trains, before weight drop renames
+``weight_hh_l0`` (to ``weight_hh_l0_raw``, in ``module``); with tied weights ``ignore=["decoder.weight"]``."""

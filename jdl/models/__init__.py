@@ -6,6 +6,7 @@ function ``tiny()`` that returns a small module and a batch for it.
 
 from jdl.models.airbench import AirBench
 from jdl.models.alexnet import AlexNet
+from jdl.models.convlstm import ConvLSTMNet
 from jdl.models.convnext import ConvNeXt, convnext
 from jdl.models.densenet import DenseNet, densenet, densenet_cifar
 from jdl.models.efficientnet import EfficientNet, efficientnet
@@ -22,10 +23,14 @@ from jdl.models.mixer import Mixer, mixer
 from jdl.models.mlp import MLP
 from jdl.models.mobilenet import MobileNet, mobilenet_v1, mobilenet_v2, mobilenet_v3
 from jdl.models.nin import NiN
+from jdl.models.recurrent import Recurrent
+from jdl.models.recurrent_lm import RecurrentLM, awd_lstm
 from jdl.models.resnet import ResNet, resnet, resnet_cifar, wide_resnet
+from jdl.models.seq2seq import Seq2Seq
 from jdl.models.shufflenet import ShuffleNet, shufflenet_v2
 from jdl.models.small_cnn import TwoConv
 from jdl.models.squeezenet import SqueezeNet, squeezenet
+from jdl.models.textcnn import TextCNN
 from jdl.models.unet import UNet, unet_output_size
 from jdl.models.vgg import VGG, vgg
 from jdl.models.vit import ViT, vit
@@ -35,6 +40,7 @@ __all__ = [
     "VGG",
     "AirBench",
     "AlexNet",
+    "ConvLSTMNet",
     "ConvNeXt",
     "DCGANDiscriminator",
     "DCGANGenerator",
@@ -46,14 +52,19 @@ __all__ = [
     "Mixer",
     "MobileNet",
     "NiN",
+    "Recurrent",
+    "RecurrentLM",
     "ResNet",
     "ResNetDiscriminator",
     "ResNetGenerator",
+    "Seq2Seq",
     "ShuffleNet",
     "SqueezeNet",
+    "TextCNN",
     "TwoConv",
     "UNet",
     "ViT",
+    "awd_lstm",
     "convnext",
     "densenet",
     "densenet_cifar",

@@ -6,7 +6,9 @@ from jdl.nn.convolution import Conv, avg_pool, max_pool
 from jdl.nn.linear import Dense, as_float
 from jdl.nn.multihead import MultiHeadAttention
 from jdl.nn.normalization import BatchNorm
-from jdl.nn.recurrence import GRU, LSTM, RNN, Bidirectional, RecurrentStack
+from jdl.nn.recurrence import GRU, LSTM, RNN
+from jdl.nn.recurrence_conv import ConvLSTM
+from jdl.nn.recurrence_stack import Bidirectional, RecurrentStack
 from jdl.nn.taps import features
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "BatchNorm",
     "Bidirectional",
     "Conv",
+    "ConvLSTM",
     "ConvNorm",
     "Dense",
     "MultiHeadAttention",

@@ -1,4 +1,4 @@
-"""Recurrent layers: Elman's, the LSTM and the GRU, in one direction or both, one or many.
+"""Recurrent layers of one direction: Elman's, the LSTM and the GRU.
 
 The parameters are PyTorch's: a kernel and a bias of the inputs, a kernel and a bias of the state, gates in
 its order, so that weights go both ways and gradient steps are the same. (But for the GRU's candidate the two
@@ -10,7 +10,7 @@ Axes: B batch, T time, D input features, H features of the state, G gates times 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -72,16 +72,25 @@ def uniform_within(bound: float) -> Initializer:
     return draw
 
 
-class _Affine(linen.Module):
-    """A kernel [H, G] and a bias [G], for the loop to use."""
+class Affine(linen.Module):
+    """The parameters of a `jdl.nn.Dense` that a loop over time applies.
+
+    Attributes:
+        features: G.
+        kernel_init: of the kernel.
+        bias_init: of the bias; None for a bias of zeros that is no parameter.
+    """
 
     features: int
     kernel_init: Initializer
-    bias_init: Initializer
+    bias_init: Initializer | None
 
     @linen.compact
     def __call__(self, H: int) -> tuple[Array, Array]:
+        """``kernel`` [H, G] and ``bias`` [G]."""
         kernel = self.param("kernel", self.kernel_init, (H, self.features))
+        if self.bias_init is None:
+            return kernel, jnp.zeros(self.features)
         return kernel, self.param("bias", self.bias_init, (self.features,))
 
 
@@ -162,7 +171,7 @@ class Recurrence(linen.Module):
         x_TBG = Dense(
             G, dtype=self.dtype, kernel_init=self.kernel_init, bias_init=self.bias_init, name="input"
         )(x_TBD)
-        kernel_HG, bias_G = _Affine(G, self.recurrent_init, self.recurrent_bias_init, name="recurrent")(H)
+        kernel_HG, bias_G = Affine(G, self.recurrent_init, self.recurrent_bias_init, name="recurrent")(H)
         kernel_HG = linen.Dropout(self.weight_drop, deterministic=not train)(kernel_HG)
         drop_BH = None
         if train and self.recurrent_dropout:
@@ -193,7 +202,7 @@ class RNN(Recurrence):
 
     Example:
         >>> x, lengths = jnp.ones((2, 5, 3)), jnp.array([5, 2])
-        >>> (y, (h,)), variables = RNN(4).init_with_output(jax.random.key(0), x, lengths)
+        >>> (y, (h,)), variables = jax.jit(RNN(4).init_with_output)(jax.random.key(0), x, lengths)
         >>> y.shape, bool((y[1, 1] == h[1]).all()), float(y[1, 2:].sum())
         ((2, 5, 4), True, 0.0)
 
@@ -206,7 +215,8 @@ class LSTM(Recurrence):
     """Long short-term memory. Attributes and parameters as in `Recurrence`; the carry is (h, c).
 
     Example:
-        >>> (y, (h, c)), variables = LSTM(4).init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+        >>> init = LSTM(4).init_with_output
+        >>> (y, (h, c)), variables = jax.eval_shape(init, jax.random.key(0), jnp.ones((2, 5, 3)))
         >>> y.shape, c.shape, variables["params"]["recurrent"]["kernel"].shape
         ((2, 5, 4), (2, 4), (4, 16))
 
@@ -223,7 +233,8 @@ class GRU(Recurrence):
     """Gated recurrent unit, its reset gate after the product. Attributes and parameters as in `Recurrence`.
 
     Example:
-        >>> (y, (h,)), variables = GRU(4).init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+        >>> init = GRU(4).init_with_output
+        >>> (y, (h,)), variables = jax.eval_shape(init, jax.random.key(0), jnp.ones((2, 5, 3)))
         >>> y.shape, variables["params"]["recurrent"]["kernel"].shape
         ((2, 5, 4), (4, 12))
 
@@ -233,100 +244,6 @@ class GRU(Recurrence):
     """
 
     cell: Cell = GRU_CELL
-
-
-class Bidirectional(linen.Module):
-    """Two layers over the same inputs, one from each end; their outputs lie side by side.
-
-    Submodules are ``forward`` and ``backward``.
-
-    Attributes:
-        layer: constructor of a layer, which takes ``name`` and ``reverse``.
-
-    Example:
-        >>> import functools
-        >>> layer = Bidirectional(functools.partial(LSTM, 4))
-        >>> (y, (forward, backward)), _ = layer.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
-        >>> y.shape, bool((y[:, -1, :4] == forward[0]).all()), bool((y[:, 0, 4:] == backward[0]).all())
-        ((2, 5, 8), True, True)
-
-    Reference:
-        Schuster and Paliwal, "Bidirectional recurrent neural networks", 1997.
-    """
-
-    layer: Callable[..., Any]
-
-    @linen.compact
-    def __call__(
-        self, x_BTD: Array, lengths: Array | None = None, carry: Any = None, train: bool = False
-    ) -> tuple[Array, Any]:
-        """As `Recurrence`; outputs [B, T, 2 H] and a carry of each direction."""
-        forward, backward = (None, None) if carry is None else carry
-        y_BTH, forward = self.layer(name="forward")(x_BTD, lengths, forward, train)
-        z_BTH, backward = self.layer(name="backward", reverse=True)(x_BTD, lengths, backward, train)
-        return jnp.concatenate([y_BTH, z_BTH], -1), (forward, backward)
-
-
-class RecurrentStack(linen.Module):
-    """Recurrent layers one upon another, as ``layer1``, ``layer2``, ..., with dropout between them.
-
-    Attributes:
-        layers: a constructor for each layer, which takes a ``name``.
-        dropout: probability of dropping a feature between two layers.
-        locked: drop the same features at all steps of a row (variational dropout), not at each step others.
-
-    Example:
-        >>> import functools
-        >>> stack = RecurrentStack([functools.partial(GRU, 4), functools.partial(GRU, 2)], dropout=0.5)
-        >>> (y, carry), _ = stack.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
-        >>> y.shape, [h.shape for (h,) in carry]
-        ((2, 5, 2), [(2, 4), (2, 2)])
-    """
-
-    layers: Sequence[Callable[..., Any]]
-    dropout: float = 0.0
-    locked: bool = False
-
-    @linen.compact
-    def __call__(
-        self, x_BTD: Array, lengths: Array | None = None, carry: Any = None, train: bool = False
-    ) -> tuple[Array, Any]:
-        """As `Recurrence`; outputs are the last layer's, the carry has an entry a layer."""
-        if carry is not None and len(carry) != len(self.layers):
-            raise ValueError(f"a carry of {len(carry)} layers does not fit a stack of {len(self.layers)}")
-        carries = []
-        for i, make in enumerate(self.layers):
-            if i:
-                x_BTD = LockedDropout(self.dropout, self.locked)(x_BTD, train)
-            x_BTD, after = make(name=f"layer{i + 1}")(x_BTD, lengths, carry and carry[i], train)
-            carries.append(after)
-        return x_BTD, tuple(carries)
-
-
-class LockedDropout(linen.Module):
-    """Dropout of features [B, T, D] that drops the same ones at all steps of a row.
-
-    Attributes:
-        rate: probability of dropping.
-        locked: False draws anew at each step: the usual dropout.
-
-    Example:
-        >>> y = LockedDropout(0.5).apply({}, jnp.ones((2, 3, 8)), True, rngs={"dropout": jax.random.key(0)})
-        >>> bool((y == y[:, :1]).all()), sorted(set(y.ravel().tolist()))
-        (True, [0.0, 2.0])
-
-    Reference:
-        Gal and Ghahramani 2016; Merity et al. 2018, section 4.2.
-    """
-
-    rate: float
-    locked: bool = True
-
-    @linen.compact
-    def __call__(self, x_BTD: Array, train: bool = False) -> Array:
-        """[B, T, D] to the same shape."""
-        dims = (1,) if self.locked else ()
-        return linen.Dropout(self.rate, broadcast_dims=dims, deterministic=not train)(x_BTD)
 
 
 def require_sequences(x_BTD: Array, lengths: Array | None, model: str) -> None:
@@ -342,11 +259,20 @@ def require_sequences(x_BTD: Array, lengths: Array | None, model: str) -> None:
     """
     if x_BTD.ndim != 3:
         raise ValueError(f"{model} takes sequences [batch, time, features]; got shape {tuple(x_BTD.shape)}")
+    require_lengths(lengths, x_BTD)
+
+
+def require_lengths(lengths: Array | None, x_BT: Array) -> None:
+    """Refuses lengths that are not one integer for each row of x [B, T, ...].
+
+    Raises:
+        ValueError: if they are something else.
+    """
     if lengths is None:
         return
-    if lengths.shape != x_BTD.shape[:1] or not jnp.issubdtype(lengths.dtype, jnp.integer):
+    if lengths.shape != x_BT.shape[:1] or not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise ValueError(
-            f"lengths are one integer a row, {x_BTD.shape[:1]} in all; got {lengths.dtype} of shape "
+            f"lengths are one integer a row, {tuple(x_BT.shape[:1])} in all; got {lengths.dtype} of shape "
             f"{tuple(lengths.shape)}"
         )
 

@@ -13,9 +13,10 @@ from jax.sharding import PartitionSpec as P
 from jdl import nn
 from jdl.core import AXIS
 from jdl.interop import export_weights, load_weights, names
-from jdl.nn.recurrence import LockedDropout, open_forget_gate, uniform_within
+from jdl.nn.recurrence import open_forget_gate, uniform_within
 from jdl.nn.recurrence_cells import ELMAN_RELU, ELMAN_TANH, GRU_CELL, LSTM_CELL
 from jdl.nn.recurrence_scan import How, recur, recur_plain
+from jdl.nn.recurrence_stack import LockedDropout
 from jdl.train.mesh import make_mesh
 
 B, T, D, H = 3, 5, 4, 3

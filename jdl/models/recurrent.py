@@ -1,0 +1,228 @@
+"""Recurrent networks that classify sequences, or each of their elements.
+
+Inputs are tokens int32 [B, T] or features [B, T, D], bare, or in a dictionary with "tokens" or "sequence"
+and, where rows are padded, "lengths" int32 [B].
+
+Axes: B batch, T time, D features of the input, H features of a layer, V vocabulary, C classes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen
+
+from jdl import nn
+from jdl.core import Array
+from jdl.nn.linear import as_float
+from jdl.nn.recurrence import Recurrence, require_lengths, require_sequences
+from jdl.nn.recurrence_stack import LockedDropout
+
+CellName = Literal["rnn", "lstm", "gru"]
+CELLS: dict[str, type[Recurrence]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+
+
+class Sequences(NamedTuple):
+    """Inputs of a model of sequences.
+
+    Attributes:
+        elements: tokens int [B, T], or features [B, T, ...].
+        lengths: int32 [B], how many of each row are real; None where all are.
+        is_text: whether the elements are tokens.
+    """
+
+    elements: Array
+    lengths: Array | None
+    is_text: bool
+
+
+def sequences(inputs: Any, model: str) -> Sequences:
+    """Reads the inputs of a model of sequences, bare or in a dictionary.
+
+    Raises:
+        ValueError: if they are something else.
+
+    Example:
+        >>> sequences({"tokens": jnp.zeros((2, 7), jnp.int32), "lengths": jnp.array([7, 3])}, "LSTM").is_text
+        True
+    """
+    if not isinstance(inputs, Mapping):
+        is_text = inputs.ndim == 2 and jnp.issubdtype(inputs.dtype, jnp.integer)
+        inputs = {"tokens" if is_text else "sequence": inputs}
+    names = set(inputs)
+    if names - {"lengths"} not in ({"tokens"}, {"sequence"}):
+        raise ValueError(
+            f'{model} takes "tokens" or a "sequence" and their "lengths"; got {", ".join(sorted(names))}'
+        )
+    is_text, lengths = "tokens" in names, inputs.get("lengths")
+    elements = inputs["tokens" if is_text else "sequence"]
+    if is_text and (elements.ndim != 2 or not jnp.issubdtype(elements.dtype, jnp.integer)):
+        raise ValueError(
+            f"{model} takes tokens as integers [batch, time]; got {elements.dtype} of shape "
+            f"{tuple(elements.shape)}"
+        )
+    if not is_text and elements.ndim < 3:
+        raise ValueError(
+            f"{model} takes sequences [batch, time, features]; got {elements.dtype} of shape "
+            f"{tuple(elements.shape)}"
+        )
+    require_lengths(lengths, elements)
+    return Sequences(elements, lengths, is_text)
+
+
+def embedded(inputs: Any, embed: linen.Embed | None, model: str, dtype: Any) -> tuple[Array, Array | None]:
+    """Inputs of a model of sequences as features [B, T, D], tokens by an embedding, and their lengths.
+
+    Raises:
+        ValueError: for tokens and no embedding, or features and one, or what is no sequence.
+    """
+    found = sequences(inputs, model)
+    if found.is_text != (embed is not None):
+        what = "tokens, and has no vocabulary" if found.is_text else "features, and has a vocabulary"
+        raise ValueError(f"{model} was given {what}: vocab_size is for tokens alone")
+    x_BTD = embed(found.elements) if embed else as_float(found.elements, dtype)
+    require_sequences(x_BTD, found.lengths, model)
+    return x_BTD, found.lengths
+
+
+def pooled(
+    y_BTH: Array, lengths: Array | None, how: str, states: Callable[[], Sequence[Array]] | None = None
+) -> Array:
+    """What a sequence comes to, over its real steps.
+
+    Args:
+        y_BTH: outputs, zero where a step is not real.
+        lengths: of the rows; a row of none gives zeros.
+        how: "mean", "max", or "last" (of each direction the state at its end).
+        states: gives the last states, each [B, H], for "last".
+
+    Returns:
+        [B, H].
+
+    Example:
+        >>> y = jnp.array([[[-1.0], [-3.0], [0.0]]])
+        >>> [pooled(y, jnp.array([2]), how).item() for how in ("mean", "max")]
+        [-2.0, -1.0]
+    """
+    if how == "last":
+        return jnp.concatenate(list(states()) if states else [], -1).astype(y_BTH.dtype)
+    T = y_BTH.shape[1]
+    if how == "mean":
+        if lengths is None:
+            return y_BTH.mean(1)
+        count = jnp.maximum(lengths, 1).astype(jnp.float32)
+        return (y_BTH.astype(jnp.float32).sum(1) / count[:, None]).astype(y_BTH.dtype)
+    if lengths is None:
+        return y_BTH.max(1)
+    real_BT = jnp.arange(T)[None] < lengths[:, None]
+    largest = jnp.where(real_BT[..., None], y_BTH, -jnp.inf).max(1)
+    return jnp.where(lengths[:, None] > 0, largest, 0).astype(y_BTH.dtype)
+
+
+def layers_of(
+    cell: str, features: Sequence[int], bidirectional: bool = False, **options: Any
+) -> list[Callable[..., Any]]:
+    """Constructors of recurrent layers, for `jdl.nn.RecurrentStack`.
+
+    Raises:
+        ValueError: for an unknown cell.
+
+    Example:
+        >>> len(layers_of("gru", (8, 8), bidirectional=True))
+        2
+    """
+    if cell not in CELLS:
+        raise ValueError(f"the cells are {', '.join(CELLS)}; got {cell!r}")
+    made = [functools.partial(CELLS[cell], H, **options) for H in features]
+    return [functools.partial(nn.Bidirectional, layer) for layer in made] if bidirectional else [*made]
+
+
+class Recurrent(linen.Module):
+    """A classifier of sequences, or of each of their elements, by recurrent layers.
+
+    Submodules are ``tokens`` (an embedding, for tokens), ``layers`` (a `jdl.nn.RecurrentStack`) and ``head``.
+
+    Attributes:
+        num_classes: C, number of logits; 0 gives the pooled features instead.
+        features: H of each layer.
+        cell: "rnn", "lstm" or "gru".
+        bidirectional: a layer in each direction.
+        pool: what of a sequence goes to the head: the "last" state of each direction, the "mean" or the "max"
+            over its real steps, or "none": logits at every step.
+        vocab_size: V; None for sequences of features.
+        width: features of a token.
+        dropout: of the layers' inputs, between layers, and before the head.
+        locked: drop the same features at all steps of a sequence (variational dropout).
+        recurrent_dropout: of the state, as in `jdl.nn.LSTM`.
+        weight_drop: of the state's kernel, as in `jdl.nn.LSTM`.
+        dtype: of the computation; parameters stay float32.
+
+    Raises:
+        ValueError: if the inputs are not sequences of the kind that the module is for, or an option is
+            unknown.
+
+    Example:
+        >>> import jax
+        >>> model = Recurrent(5, (8,), "gru", bidirectional=True, vocab_size=10, width=4)
+        >>> inputs = {"tokens": jnp.zeros((2, 7), jnp.int32), "lengths": jnp.array([7, 3])}
+        >>> jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), inputs)[0]).shape
+        (2, 5)
+
+    Reference:
+        Graves and Schmidhuber, "Framewise phoneme classification with bidirectional LSTM and other neural
+        network architectures", 2005.
+    """
+
+    num_classes: int
+    features: Sequence[int] = (128,)
+    cell: CellName = "lstm"
+    bidirectional: bool = False
+    pool: Literal["last", "mean", "max", "none"] = "last"
+    vocab_size: int | None = None
+    width: int = 128
+    dropout: float = 0.0
+    locked: bool = False
+    recurrent_dropout: float = 0.0
+    weight_drop: float = 0.0
+    dtype: Any = None
+
+    @linen.compact
+    def __call__(self, inputs: Any, train: bool = False) -> Array:
+        """Sequences to logits [B, C], or [B, T, C] without pooling."""
+        if self.pool not in ("last", "mean", "max", "none"):
+            raise ValueError(f'Recurrent has the pools "last", "mean", "max" and "none"; got {self.pool!r}')
+        embed = None
+        if self.vocab_size is not None:
+            embed = linen.Embed(self.vocab_size, self.width, dtype=self.dtype, name="tokens")
+        x_BTD, lengths = embedded(inputs, embed, "Recurrent", self.dtype)
+        options = {
+            "recurrent_dropout": self.recurrent_dropout,
+            "weight_drop": self.weight_drop,
+            "dtype": self.dtype,
+        }
+        layers = layers_of(self.cell, self.features, self.bidirectional, **options)
+        drop = functools.partial(LockedDropout, self.dropout, self.locked)
+        stack = nn.RecurrentStack(layers, self.dropout, self.locked, name="layers")
+        y_BTH, carry = stack(drop()(x_BTD, train), lengths, None, train)
+        if self.pool != "none":
+            last = carry[-1] if self.bidirectional else (carry[-1],)
+            y_BTH = pooled(y_BTH, lengths, self.pool, lambda: [direction[0] for direction in last])[:, None]
+        y = drop()(y_BTH, train)
+        if self.num_classes:
+            y = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(y)
+        return y if self.pool == "none" else y[:, 0]
+
+
+def tiny() -> tuple[Recurrent, dict[str, Any]]:
+    """A bidirectional GRU with dropout, and a batch of 8 of which two rows are padded."""
+    rng = np.random.default_rng(0)
+    lengths = np.array([5, 2, 5, 5, 5, 3, 5, 5], np.int32)
+    batch = {
+        "inputs": {"sequence": rng.normal(size=(8, 5, 3)).astype(np.float32), "lengths": lengths},
+        "labels": np.arange(8, dtype=np.int32) % 4,
+    }
+    return Recurrent(4, (8,), "gru", bidirectional=True, dropout=0.2), batch

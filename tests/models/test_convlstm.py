@@ -1,0 +1,95 @@
+"""ConvLSTM equals a loop of PyTorch's convolutions, values and gradients; its network forecasts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jdl import models, nn
+from tests.compiling import jit
+
+B, T, H, W, C, F = 2, 3, 4, 5, 2, 3
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("peephole", [False, True])
+def test_equals_pytorch(torch, peephole):
+    """Equation 3 of the paper, with rows of 3 and 2 real steps."""
+    layer = nn.ConvLSTM(F, peephole=peephole)
+    x, carry, lengths = (
+        normal(0, B, T, H, W, C),
+        (normal(1, B, H, W, F), normal(2, B, H, W, F)),
+        np.array([3, 2]),
+    )
+    shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
+    rng = np.random.default_rng(3)
+    params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32) / 3, shapes["params"])
+
+    def loss(params, x):
+        y, carry_ = layer.apply({"params": params}, x, jnp.asarray(lengths), carry)
+        return sum((leaf**2).sum() for leaf in (y, *carry_)), (y, carry_)
+
+    (_, (y, last)), (d_params, d_x) = jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, x)
+
+    leaf = lambda a: torch.tensor(np.array(a), requires_grad=True)
+    w = jax.tree.map(leaf, params)
+    x_t = leaf(x)
+    conv = lambda image, kernel: torch.nn.functional.conv2d(image, kernel.permute(3, 2, 0, 1), padding=1)
+    total, seen = 0.0, w.get("peephole", torch.zeros(3, H, W, F)).permute(0, 3, 1, 2)
+    for b in range(B):
+        h, c = (torch.tensor(s[b : b + 1]).permute(0, 3, 1, 2) for s in carry)
+        for t in range(lengths[b]):
+            z = conv(x_t[b : b + 1, t].permute(0, 3, 1, 2), w["input"]["kernel"])
+            z = z + w["input"]["bias"][:, None, None] + conv(h, w["kernel"])
+            i, f, g, o = z.chunk(4, 1)
+            c_new = torch.sigmoid(f + seen[1] * c) * c + torch.sigmoid(i + seen[0] * c) * torch.tanh(g)
+            h, c = torch.sigmoid(o + seen[2] * c_new) * torch.tanh(c_new), c_new
+            total = total + (h**2).sum()
+            np.testing.assert_allclose(y[b, t], h[0].permute(1, 2, 0).detach(), atol=1e-5)
+        total = total + (h**2).sum() + (c**2).sum()
+        np.testing.assert_allclose(last[1][b], c[0].permute(1, 2, 0).detach(), atol=1e-5)
+        assert not y[b, lengths[b] :].any()
+    total.backward()
+    np.testing.assert_allclose(d_x, x_t.grad, atol=1e-4)
+    jax.tree.map(lambda d, w: np.testing.assert_allclose(d, w.grad, atol=1e-4), d_params, w)
+
+
+def test_padding_reaches_nothing_and_accelerators_get_a_loop():
+    layer = nn.ConvLSTM(F)
+    x, lengths = normal(0, B, T, H, W, C), jnp.array([3, 1])
+    variables = jit(layer.init)(jax.random.key(0), x)
+    gradient = jit(jax.grad(lambda v, x: (layer.apply(v, x, lengths)[0] ** 2).sum(), (0, 1)))
+    spoilt = x.copy()
+    spoilt[1, 1:] = np.nan
+    clean, dirty = gradient(variables, x), gradient(variables, spoilt)
+    jax.tree.map(np.testing.assert_array_equal, clean, dirty)
+    run = jax.jit(lambda v, x: layer.apply(v, x)[0])
+    programs = [jax.export.export(run, platforms=[p])(variables, x).mlir_module() for p in ("cpu", "tpu")]
+    assert ["stablehlo.while" in program for program in programs] == [False, True]
+
+
+def test_forecasts_and_says_something_of_each_frame():
+    x = jnp.ones((B, T, H, W, C))
+    shape = lambda model: jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), x)[0]).shape
+    assert shape(models.ConvLSTMNet(1, (F, F))) == (B, T, H, W, 1)
+    assert shape(models.ConvLSTMNet(1, (F, F), horizon=5, peephole=True)) == (B, 5, H, W, 1)
+    params = jax.eval_shape(models.ConvLSTMNet(1, (F,), horizon=2).init, jax.random.key(0), x)["params"]
+    assert sorted(params) == ["encoder1", "forecaster1", "head"]
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        (nn.ConvLSTM(F), (jnp.zeros((B, T, H, W)),), "images \\[batch, time, height, width, channels\\]"),
+        (nn.ConvLSTM(F, kernel=2), (jnp.zeros((B, T, H, W, C)),), "an odd kernel; got .* and 2"),
+        (nn.ConvLSTM(F), (jnp.zeros((B, T, H, W, C)), None, (jnp.zeros((B, H)),) * 2), "\\(h, c\\) of shape"),
+        (nn.ConvLSTM(F), (jnp.zeros((B, T, H, W, C)), jnp.ones(B)), "one integer a row"),
+        (models.ConvLSTMNet(1), (jnp.zeros((B, T, H)),), "ConvLSTMNet takes images"),
+    ],
+)
+def test_says_what_is_wrong(module, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda: module.init(jax.random.key(0), *arguments))
