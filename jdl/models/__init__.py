@@ -6,11 +6,17 @@ function ``tiny()`` that returns a small module and a batch for it.
 
 from jdl.models.airbench import AirBench
 from jdl.models.alexnet import AlexNet
+from jdl.models.bert import bert
 from jdl.models.convlstm import ConvLSTMNet
 from jdl.models.convnext import ConvNeXt, convnext
 from jdl.models.densenet import DenseNet, densenet, densenet_cifar
 from jdl.models.efficientnet import EfficientNet, efficientnet
+from jdl.models.encoder_decoder import EncoderDecoder, transformer
 from jdl.models.gan import (
+from jdl.models.gpt import gpt
+from jdl.models.llama import llama
+from jdl.models.t5 import t5
+from jdl.models.transformer import Transformer
     DCGANDiscriminator,
     DCGANGenerator,
     MLPGenerator,
@@ -46,6 +52,7 @@ __all__ = [
     "DCGANGenerator",
     "DenseNet",
     "EfficientNet",
+    "EncoderDecoder",
     "GoogLeNet",
     "LeNet5",
     "MLPGenerator",
@@ -61,14 +68,18 @@ __all__ = [
     "ShuffleNet",
     "SqueezeNet",
     "TextCNN",
+    "Transformer",
     "TwoConv",
     "UNet",
     "ViT",
     "awd_lstm",
+    "bert",
     "convnext",
     "densenet",
     "densenet_cifar",
     "efficientnet",
+    "gpt",
+    "llama",
     "mixer",
     "mobilenet_v1",
     "mobilenet_v2",
@@ -77,6 +88,8 @@ __all__ = [
     "resnet_cifar",
     "shufflenet_v2",
     "squeezenet",
+    "t5",
+    "transformer",
     "unet_output_size",
     "vgg",
     "vit",

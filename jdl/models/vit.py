@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen
 
-from jdl.nn import Conv, Dense, Stage, StochasticDepth, as_float
-from jdl.nn.attention import MultiHeadAttention
+from jdl.nn import Conv, Dense, MultiHeadAttention, Stage, StochasticDepth, as_float
 from jdl.nn.blocks import depth_rates, require_images
 
 

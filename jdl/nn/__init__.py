@@ -4,25 +4,37 @@ from jdl.nn.attention import attention
 from jdl.nn.blocks import ConvNorm, SqueezeExcite, Stage, StochasticDepth, global_mean
 from jdl.nn.convolution import Conv, avg_pool, max_pool
 from jdl.nn.linear import Dense, as_float
+from jdl.nn.moe import Experts, MixtureOfExperts
 from jdl.nn.multihead import MultiHeadAttention
 from jdl.nn.normalization import BatchNorm
+from jdl.nn.positions import Alibi, Buckets, Rotary
 from jdl.nn.recurrence import GRU, LSTM, RNN
 from jdl.nn.recurrence_conv import ConvLSTM
 from jdl.nn.recurrence_stack import Bidirectional, RecurrentStack
+from jdl.nn.stack import Blocks, stack_layers, unstack_layers
 from jdl.nn.taps import features
+from jdl.nn.transformer import Block, BlockConfig
 
 __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "Alibi",
     "BatchNorm",
     "Bidirectional",
+    "Block",
+    "BlockConfig",
+    "Blocks",
+    "Buckets",
     "Conv",
     "ConvLSTM",
     "ConvNorm",
     "Dense",
+    "Experts",
+    "MixtureOfExperts",
     "MultiHeadAttention",
     "RecurrentStack",
+    "Rotary",
     "SqueezeExcite",
     "Stage",
     "StochasticDepth",
@@ -32,4 +44,6 @@ __all__ = [
     "features",
     "global_mean",
     "max_pool",
+    "stack_layers",
+    "unstack_layers",
 ]

@@ -35,6 +35,18 @@ def flat_dot_general(
     return flat.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
+def float32_dot_general(
+    x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None
+) -> jax.Array:
+    """`lax.dot_general` of x [..., D] and a matrix, whose sums stay in float32."""
+    ((_,), (axis,)), _ = dimension_numbers
+    flat = x.reshape(-1, x.shape[-1])
+    product = lax.dot_general(
+        flat, kernel, (((1,), (axis,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
+    )
+    return product.reshape(*x.shape[:-1], product.shape[-1])
+
+
 class Dense(linen.Dense):
     """`flax.linen.Dense`, y = x W + b, with its product over two axes only (`flat_dot_general`).
 
