@@ -168,3 +168,30 @@ def mobilenet_v2(num_classes: int = 1000) -> Any:
             return self.classifier(self.features(x).mean((2, 3)))
 
     return MobileNetV2()
+
+
+def recurrent(cell: str, inputs: int, features: Sequence[int], num_classes: int) -> Any:
+    """Recurrent layers of one width, and a classifier of the last output.
+
+    Args:
+        cell: "rnn", "lstm" or "gru".
+        inputs: features of an input.
+        features: of the layers, all alike.
+        num_classes: number of logits.
+
+    Returns:
+        A `torch.nn.Module` from [B, T, D] to logits, with modules ``rnn`` and ``fc``.
+    """
+    from torch import nn
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}[cell]
+            self.rnn = layer(inputs, features[0], len(features), batch_first=True)
+            self.fc = nn.Linear(features[-1], num_classes)
+
+        def forward(self, x: Any) -> Any:
+            return self.fc(self.rnn(x)[0][:, -1])
+
+    return Recurrent()

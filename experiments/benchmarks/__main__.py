@@ -3,9 +3,9 @@
     python -m experiments.benchmarks                          # everything, as tables
     python -m experiments.benchmarks lenet --seconds 30 --record
 
-Workloads: mlp, lenet, resnet18, resnet20, mobilenet_v2 (a training step beside the peers), overhead (the
-loop of `fit` over its compiled step), feeding (whether reading photographs keeps up with training on them),
-startup (process start to first step, with a cold and a warm cache, and peak memory).
+Workloads: mlp, lenet, resnet18, resnet20, mobilenet_v2, lstm, gru (a training step beside the peers),
+overhead (the loop of `fit` over its compiled step), feeding (whether reading photographs keeps up with
+training on them), startup (process start to first step, with a cold and a warm cache, and peak memory).
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
+
 from experiments import ledger
 from experiments.benchmarks import feeding, startup
 from experiments.benchmarks.harness import check_equal, started, take_turns
-from experiments.benchmarks.workloads import WORKLOADS, command, write
+from experiments.benchmarks.workloads import TWO, WORKLOADS, command, write
 
 PUBLISHED = "none: PyTorch and plain Flax are measured beside it, in turns"
 GROUP = "Speed"
@@ -89,6 +91,10 @@ def measure_steps(name: str, options: argparse.Namespace) -> list[ledger.Benchma
         peers = [peer for peer in workload.peers if peer in options.peers]
         commands: Commands = [(command(name, contender, Path(folder)), {}) for contender in ways + peers]
         commands.insert(len(ways), (command(name, "jdl", Path(folder)), plain))
+        if len(workload.image) == 2 and jax.default_backend() == "cpu":
+            # A step of time is too small a piece of work to share, half of a batch is not.
+            flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={TWO}"}
+            commands.insert(len(ways), (command(name, "jdl-devices", Path(folder)), flags))
         with started(commands) as workers:
             check_equal(workers)
             seconds = take_turns(workers, options.seconds, tolerate=options.tolerate)

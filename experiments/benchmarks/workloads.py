@@ -22,6 +22,8 @@ from experiments.benchmarks.harness import Contender, serve
 LEARNING_RATE = 1e-3
 FIRST_STEPS = 3
 """Steps whose losses show that contenders compute the same."""
+TWO = 2
+"""Devices that JAX is told a CPU has, where it is to work on two halves of a batch at once."""
 BATCHES = 8
 """Batches in the data; the peers go round them, jdl shuffles their examples."""
 
@@ -32,11 +34,12 @@ class Workload(NamedTuple):
     Attributes:
         title: what a step is, in words.
         batch_size: examples in a batch.
-        image: shape of an input.
+        image: shape of an input: an image [H, W, C], or a sequence [T, D].
         classes: number of classes.
         module: makes jdl's model.
         network: makes PyTorch's, of the functions in `experiments.torch_models`.
-        names: the map between the names of their parameters: rules, or what `jdl.interop.names` calls them.
+        names: the map between the names of their parameters: rules, a function that gives them, or what
+            `jdl.interop.names` calls them.
         kernels: shapes of the layers, for the plain Flax peer; it is left out of others.
         optimizer: "adam", or "sgd" with momentum.
         peers: what it is measured beside.
@@ -48,7 +51,7 @@ class Workload(NamedTuple):
     classes: int
     module: Callable[[], Any]
     network: Callable[[], Any]
-    names: tuple[tuple[str, ...], ...] | str
+    names: tuple[tuple[str, ...], ...] | str | Callable[[], Any]
     kernels: tuple[tuple[int, ...], ...] = ()
     optimizer: Literal["adam", "sgd"] = "adam"
     peers: tuple[str, ...] = ("torch", "torch-compile")
@@ -58,7 +61,9 @@ class Workload(NamedTuple):
         """The map of names."""
         from jdl.interop import names
 
-        return getattr(names, self.names) if isinstance(self.names, str) else self.names
+        if isinstance(self.names, str):
+            return getattr(names, self.names)
+        return self.names() if callable(self.names) else self.names
 
 
 def _of_layers(
@@ -86,6 +91,25 @@ def _model(constructor: str, *arguments: Any, **options: Any) -> Callable[[], An
         return getattr(models, constructor)(*arguments, **options)
 
     return module
+
+
+def _recurrent(cell: str) -> Workload:
+    """Two layers of 256 over 64 steps, a classifier of the last output."""
+
+    def names() -> Any:
+        from jdl.interop.names import recurrent_torch
+
+        return (*recurrent_torch("layers", "rnn"), ("head", "fc"))
+
+    return Workload(
+        f"One training step of two {cell.upper()} layers of 256 over 64 steps, batch 32, Adam, float32",
+        32,
+        (64, 256),
+        10,
+        _model("Recurrent", 10, (256, 256), cell),
+        functools.partial(torch_models.recurrent, cell, 256, (256, 256), 10),
+        names,
+    )
 
 
 WORKLOADS = {
@@ -139,6 +163,8 @@ WORKLOADS = {
         "MOBILENET_V2_TORCHVISION",
         optimizer="sgd",
     ),
+    "lstm": _recurrent("lstm"),
+    "gru": _recurrent("gru"),
     "overhead": _of_layers(
         "One training step of an MLP 64-32-10, batch 8, Adam: the loop of fit and its compiled step alone",
         8,
@@ -156,7 +182,7 @@ class Given(NamedTuple):
     Attributes:
         workload: the workload.
         weights: the initial weights, by PyTorch's names and in its layouts.
-        arrays: inputs [N, H, W, C] and labels [N].
+        arrays: inputs [N, H, W, C] or [N, T, D], and labels [N].
         rows: [BATCHES, B], the examples of the first batches.
     """
 
@@ -223,13 +249,16 @@ def _jdl(given: Given) -> _Jdl:
     return _Jdl(learner, data.shuffled(given.arrays, given.workload.batch_size, resident=True))
 
 
-def jdl_steps(given: Given, several: bool | None = None, *, bare: bool = False) -> Contender:
+def jdl_steps(
+    given: Given, several: bool | None = None, *, bare: bool = False, devices: int = 1
+) -> Contender:
     """The compiled step of `jdl.train.fit`, called as `fit` calls it.
 
     Args:
         given: weights and data.
         several: whether a dispatch holds several steps; None as `fit` chooses, False or True.
         bare: only send the steps, and do not look at what they came to.
+        devices: how many share the batch, by `jax.shard_map` where there are several.
     """
     learner, batches = _jdl(given)
     import jax
@@ -242,10 +271,11 @@ def jdl_steps(given: Given, several: bool | None = None, *, bare: bool = False) 
     from jdl.train.loop import DISPATCH_SECONDS
     from jdl.train.program import build
 
-    mesh = make_mesh("data:1")
+    mesh = make_mesh(f"data:{devices}")
+    mode: Literal["jit", "shard_map"] = "jit" if devices == 1 else "shard_map"
     batches = jax.device_put(batches, NamedSharding(mesh, PartitionSpec()))
     first = place(jax.device_get(jax.jit(lambda batches: batches(0))(batches)), mesh)
-    program = build(learner, jax.random.key(0), batches, first, {}, mesh, "jit", several)
+    program = build(learner, jax.random.key(0), batches, first, {}, mesh, mode, several)
     state = program.init()
     variables = {"params": state.params, **state.collections}
     variables = interop.load_weights(variables, given.weights, given.workload.rules)
@@ -283,6 +313,8 @@ def jdl_steps(given: Given, several: bool | None = None, *, bare: bool = False) 
     label = "jdl" if several is None else f"jdl, {how}"
     if os.environ.get(_plain()):
         label = "jdl without prepare()"
+    if devices > 1:
+        label = f"jdl, {devices} devices"
     if bare:
         label = f"its compiled step alone, {how}"
     return Contender(label, sum(x.size for x in jax.tree.leaves(state.params)), losses, run)
@@ -386,13 +418,13 @@ def pytorch(given: Given, *, compiled: bool = False) -> Contender:
     else:
         optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9, fused=True)
     forward = torch.compile(model) if compiled else model
-    batches = [
-        (
-            torch.tensor(inputs.transpose(0, 3, 1, 2)).to(memory_format=torch.channels_last),
-            torch.tensor(labels).long(),
-        )
-        for inputs, labels in given.batches
-    ]
+
+    def arranged(inputs: np.ndarray) -> Any:
+        if inputs.ndim != 4:
+            return torch.tensor(inputs)
+        return torch.tensor(inputs.transpose(0, 3, 1, 2)).to(memory_format=torch.channels_last)
+
+    batches = [(arranged(inputs), torch.tensor(labels).long()) for inputs, labels in given.batches]
 
     def step(batch: Any) -> Any:
         inputs, labels = batch
@@ -418,6 +450,7 @@ CONTENDERS: dict[str, Callable[[Given], Contender]] = {
     "jdl": jdl_steps,
     "jdl-one": lambda given: jdl_steps(given, False),
     "jdl-several": lambda given: jdl_steps(given, True),
+    "jdl-devices": lambda given: jdl_steps(given, devices=TWO),
     "bare-one": lambda given: jdl_steps(given, False, bare=True),
     "bare-several": lambda given: jdl_steps(given, True, bare=True),
     "fit-one": lambda given: jdl_fit(given, False),
