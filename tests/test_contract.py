@@ -30,6 +30,7 @@ from tests.compiling import jit
 TAKEN_BY = {
     "airbench": ["classification"],
     "alexnet": ["classification"],
+    "autoencoder": ["reconstruction"],
     "bert": ["token_classification"],
     "convlstm": ["regression"],
     "convnext": ["classification"],
@@ -41,10 +42,12 @@ TAKEN_BY = {
     "gpt": ["next_token"],
     "lenet": ["classification"],
     "llama": ["next_token"],
+    "mae": ["masked_reconstruction"],
     "mixer": ["classification"],
     "mlp": ["classification", "regression"],
     "mobilenet": ["classification"],
     "nin": ["classification"],
+    "pixelcnn": ["classification"],
     "recurrent": ["classification"],
     "recurrent_lm": ["next_token"],
     "resnet": ["classification"],
@@ -56,8 +59,10 @@ TAKEN_BY = {
     "textcnn": ["classification"],
     "transformer": ["classification"],
     "unet": ["segmentation"],
+    "vae": ["elbo"],
     "vgg": ["classification"],
     "vit": ["classification"],
+    "vqvae": ["vector_quantized"],
 }
 
 
@@ -115,8 +120,32 @@ def hiding(module: Any, batch: Any, noise: bool) -> Task:
     return tasks.masked(module, V, V - 1, rate=0.5, dynamic=noise)
 
 
+def coding(module: Any, batch: Any, noise: bool) -> Task:
+    """A bound on the likelihood: without noise, the code that is the posterior's mean."""
+    del batch
+    return tasks.elbo(module, samples=int(noise))
+
+
+def ordering(module: Any, batch: Any, noise: bool) -> Task:
+    """Patches in a random order: without noise, in the order that they have."""
+    task = tasks.masked_reconstruction(module)
+    if noise:
+        return task
+    T = (batch["inputs"].shape[1] // module.patch) ** 2
+
+    def with_order(inputs: Any) -> Any:
+        order = jnp.broadcast_to(jnp.arange(T), (len(inputs), T))
+        return {"data": inputs, "order": order}
+
+    return tasks.preprocessed(task, with_order)
+
+
 # Makers of tasks that need more than a module, and draw noise of their own.
-MAKERS: dict[str, Callable[[Any, Any, bool], Task]] = {"masked": hiding}
+MAKERS: dict[str, Callable[[Any, Any, bool], Task]] = {
+    "masked": hiding,
+    "elbo": coding,
+    "masked_reconstruction": ordering,
+}
 
 
 def tiny_task(noise: bool) -> Task:
@@ -151,10 +180,19 @@ LEARNERS: dict[str, Callable[[Task], Learner]] = {
 
 # Public names that are neither.
 OTHER_IN_TASKS = {
+    "LatentModel",
     "classification_score",
+    "contraction",
     "functions",
+    "gaussian_noise",
+    "importance_weighted",
+    "kl_sparsity",
+    "l1_sparsity",
+    "latent_model",
     "masked",
+    "masking_noise",
     "next_token",
+    "salt_and_pepper",
     "segmentation_score",
     "seq2seq",
     "span_corruption",
@@ -223,7 +261,8 @@ def test_every_model_is_entered():
 def test_every_maker_and_transformation_is_entered():
     makers = {maker for makers in TAKEN_BY.values() for maker in makers}
     assert set(tasks.__all__) == makers | set(TASKS) | OTHER_IN_TASKS
-    assert set(learners.__all__) == {name for name in LEARNER_SUBJECTS if name.isidentifier()} | OTHER_IN_LEARNERS
+    names = {name for name in LEARNER_SUBJECTS if name.isidentifier()}
+    assert set(learners.__all__) == names | OTHER_IN_LEARNERS
 
 
 class Case:

@@ -34,7 +34,8 @@ def sample_map(
 
     Example:
         >>> logits = jnp.log(jnp.array([0.0, 0.5, 0.5]))
-        >>> drawn = sample_map(lambda x: jnp.broadcast_to(logits, (*x.shape, 3)), jax.random.key(0), (2, 3, 3))
+        >>> predict = lambda x: jnp.broadcast_to(logits, (*x.shape, 3))
+        >>> drawn = sample_map(predict, jax.random.key(0), (2, 3, 3))
         >>> drawn.shape, sorted(set(drawn.ravel().tolist()))
         ((2, 3, 3), [1, 2])
     """

@@ -3,11 +3,13 @@
 from jdl.nn.attention import attention
 from jdl.nn.blocks import ConvNorm, SqueezeExcite, Stage, StochasticDepth, global_mean
 from jdl.nn.convolution import Conv, avg_pool, max_pool
+from jdl.nn.distributions import Likelihood, bernoulli, discretized_logistic, gaussian
 from jdl.nn.linear import Dense, as_float
 from jdl.nn.moe import Experts, MixtureOfExperts
 from jdl.nn.multihead import MultiHeadAttention
 from jdl.nn.normalization import BatchNorm
 from jdl.nn.positions import Alibi, Buckets, Rotary
+from jdl.nn.quantization import Codebook
 from jdl.nn.recurrence import GRU, LSTM, RNN
 from jdl.nn.recurrence_conv import ConvLSTM
 from jdl.nn.recurrence_stack import Bidirectional, RecurrentStack
@@ -26,11 +28,13 @@ __all__ = [
     "BlockConfig",
     "Blocks",
     "Buckets",
+    "Codebook",
     "Conv",
     "ConvLSTM",
     "ConvNorm",
     "Dense",
     "Experts",
+    "Likelihood",
     "MixtureOfExperts",
     "MultiHeadAttention",
     "RecurrentStack",
@@ -41,7 +45,10 @@ __all__ = [
     "as_float",
     "attention",
     "avg_pool",
+    "bernoulli",
+    "discretized_logistic",
     "features",
+    "gaussian",
     "global_mean",
     "max_pool",
     "stack_layers",
