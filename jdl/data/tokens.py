@@ -308,5 +308,6 @@ def _stream(tokens: Any, order: _Stream, resident: bool | None) -> ResidentBatch
     if resident:
         if order.num_tokens > MAX_SIZE:
             raise ValueError(f"at most 2**30 tokens can live on a device, got {order.num_tokens}")
-        _check_ids(np.asarray(jax.device_get(tokens)), order.vocab_size)
+        if order.vocab_size is not None:
+            _check_ids(np.asarray(jax.device_get(tokens)), order.vocab_size)
     return _make(arrays, order, resident)
