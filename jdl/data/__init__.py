@@ -13,6 +13,7 @@ This package stands alone: it needs jax and numpy and nothing else of jdl.
 
 from jdl.data.augment import Transform, compose, cutout, one_of, random_crop, random_flip
 from jdl.data.augment_color import color_jitter
+from jdl.data.augment_differentiable import differentiable
 from jdl.data.augment_mix import cutmix, mixup
 from jdl.data.augment_policy import rand_augment, trivial_augment
 from jdl.data.augment_shape import elastic, random_erasing, random_resized_crop
@@ -65,6 +66,7 @@ __all__ = [
     "cutmix",
     "cutout",
     "decode_stream",
+    "differentiable",
     "elastic",
     "fingerprint",
     "fit_preprocess",
