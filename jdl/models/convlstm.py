@@ -5,7 +5,7 @@ Axes: B batch, T frames, H height, W width, C channels, F features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,7 +13,6 @@ import numpy as np
 from flax import linen
 
 from jdl.core import Array
-from jdl.models.recurrent import sequences
 from jdl.nn import Conv, ConvLSTM
 from jdl.nn.linear import as_float
 
@@ -62,12 +61,14 @@ class ConvLSTMNet(linen.Module):
     @linen.compact
     def __call__(self, inputs: Any, train: bool = False) -> Array:
         """Frames [B, T, H, W, C] to frames [B, T or horizon, H, W, outputs]."""
-        found = sequences(inputs, "ConvLSTMNet")
-        x = as_float(found.elements, self.dtype)
-        if x.ndim != 5:
+        given = inputs if isinstance(inputs, Mapping) else {"sequence": inputs}
+        if "sequence" not in given or given["sequence"].ndim != 5 or set(given) - {"sequence", "lengths"}:
+            shapes = {name: tuple(x.shape) for name, x in given.items()}
             raise ValueError(
-                f"ConvLSTMNet takes images [batch, time, height, width, channels]; got shape {tuple(x.shape)}"
+                'ConvLSTMNet takes a "sequence" of images [batch, time, height, width, channels] and its '
+                f'"lengths"; got {shapes}'
             )
+        x, lengths = as_float(given["sequence"], self.dtype), given.get("lengths")
         B, _, H, W, _ = x.shape
 
         def layer(kind: str, i: int, F: int) -> ConvLSTM:
@@ -75,7 +76,7 @@ class ConvLSTMNet(linen.Module):
 
         seen, states = [], []
         for i, F in enumerate(self.features, 1):
-            x, state = layer("encoder", i, F)(x, found.lengths)
+            x, state = layer("encoder", i, F)(x, lengths)
             seen.append(x)
             states.append(state)
         if self.horizon:

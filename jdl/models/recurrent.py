@@ -9,8 +9,8 @@ Axes: B batch, T time, D features of the input, H features of a layer, V vocabul
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,74 +19,26 @@ from flax import linen
 from jdl import nn
 from jdl.core import Array
 from jdl.nn.linear import as_float
-from jdl.nn.recurrence import Recurrence, require_lengths, require_sequences
+from jdl.nn.recurrence import Recurrence
 from jdl.nn.recurrence_stack import LockedDropout
+from jdl.nn.sequence import sequence
 
 CellName = Literal["rnn", "lstm", "gru"]
 CELLS: dict[str, type[Recurrence]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
 
-class Sequences(NamedTuple):
-    """Inputs of a model of sequences.
-
-    Attributes:
-        elements: tokens int [B, T], or features [B, T, ...].
-        lengths: int32 [B], how many of each row are real; None where all are.
-        is_text: whether the elements are tokens.
-    """
-
-    elements: Array
-    lengths: Array | None
-    is_text: bool
-
-
-def sequences(inputs: Any, model: str) -> Sequences:
-    """Reads the inputs of a model of sequences, bare or in a dictionary.
-
-    Raises:
-        ValueError: if they are something else.
-
-    Example:
-        >>> sequences({"tokens": jnp.zeros((2, 7), jnp.int32), "lengths": jnp.array([7, 3])}, "LSTM").is_text
-        True
-    """
-    if not isinstance(inputs, Mapping):
-        is_text = inputs.ndim == 2 and jnp.issubdtype(inputs.dtype, jnp.integer)
-        inputs = {"tokens" if is_text else "sequence": inputs}
-    names = set(inputs)
-    if names - {"lengths"} not in ({"tokens"}, {"sequence"}):
-        raise ValueError(
-            f'{model} takes "tokens" or a "sequence" and their "lengths"; got {", ".join(sorted(names))}'
-        )
-    is_text, lengths = "tokens" in names, inputs.get("lengths")
-    elements = inputs["tokens" if is_text else "sequence"]
-    if is_text and (elements.ndim != 2 or not jnp.issubdtype(elements.dtype, jnp.integer)):
-        raise ValueError(
-            f"{model} takes tokens as integers [batch, time]; got {elements.dtype} of shape "
-            f"{tuple(elements.shape)}"
-        )
-    if not is_text and elements.ndim < 3:
-        raise ValueError(
-            f"{model} takes sequences [batch, time, features]; got {elements.dtype} of shape "
-            f"{tuple(elements.shape)}"
-        )
-    require_lengths(lengths, elements)
-    return Sequences(elements, lengths, is_text)
-
-
 def embedded(inputs: Any, embed: linen.Embed | None, model: str, dtype: Any) -> tuple[Array, Array | None]:
-    """Inputs of a model of sequences as features [B, T, D], tokens by an embedding, and their lengths.
+    """Inputs of a recurrent model as features [B, T, D], tokens by an embedding, and their lengths.
 
     Raises:
-        ValueError: for tokens and no embedding, or features and one, or what is no sequence.
+        ValueError: for inputs that are not tokens where there is an embedding, or features where there is
+            none; and for documents packed into one row, between which a state cannot be cut.
     """
-    found = sequences(inputs, model)
-    if found.is_text != (embed is not None):
-        what = "tokens, and has no vocabulary" if found.is_text else "features, and has a vocabulary"
-        raise ValueError(f"{model} was given {what}: vocab_size is for tokens alone")
-    x_BTD = embed(found.elements) if embed else as_float(found.elements, dtype)
-    require_sequences(x_BTD, found.lengths, model)
-    return x_BTD, found.lengths
+    given = sequence(inputs, model, floats=embed is None)
+    if given.segments is not None or given.types is not None:
+        raise ValueError(f"{model} knows no segments or types: give each document a row of its own")
+    x_BTD = embed(given.values) if embed else as_float(given.values, dtype)
+    return x_BTD, given.lengths
 
 
 def pooled(

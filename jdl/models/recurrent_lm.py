@@ -5,7 +5,7 @@ Axes: B batch, T time, D features of a token, H features of a layer, V vocabular
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from flax import linen
 
 from jdl import nn
 from jdl.core import CARRY, LOSSES, Array, PyTree
-from jdl.models.recurrent import CELLS, CellName, layers_of, sequences
+from jdl.models.recurrent import CELLS, CellName, embedded, layers_of
 from jdl.nn.recurrence import uniform_within
 from jdl.nn.recurrence_stack import LockedDropout
 
@@ -118,26 +118,22 @@ class RecurrentLM(linen.Module):
     @linen.compact
     def hidden(self, inputs: Any, train: bool = False) -> Array:
         """Tokens [B, T] to what `logits` projects, [B, T, H]."""
-        found = sequences(inputs, "RecurrentLM")
-        if not found.is_text:
-            raise ValueError("RecurrentLM takes tokens [batch, time]; got features")
-        B = found.elements.shape[0]
-        x_BTD = self.tokens(found.elements)
+        x_BTD, lengths = embedded(inputs, self.tokens, "RecurrentLM", self.dtype)
         if train and self.token_dropout:
             kept_V1 = self.token_drop(jnp.ones((self.vocab_size, 1), x_BTD.dtype), deterministic=False)
-            x_BTD = x_BTD * kept_V1[found.elements]
+            x_BTD = x_BTD * kept_V1[inputs["tokens"] if isinstance(inputs, Mapping) else inputs]
         x_BTD = self.input_drop(x_BTD, train)
         state = None
         if self.stateful and (self.is_mutable_collection(CARRY) or self.has_variable(CARRY, "state")):
-            state = self.variable(CARRY, "state", self.init_cache, B, 0)
-        y_BTH, carry = self.layers(x_BTD, found.lengths, state and state.value, train)
+            state = self.variable(CARRY, "state", self.init_cache, x_BTD.shape[0], 0)
+        y_BTH, carry = self.layers(x_BTD, lengths, state and state.value, train)
         if state is not None and self.is_mutable_collection(CARRY) and not self.is_initializing():
             state.value = jax.lax.stop_gradient(carry)
         dropped_BTH = self.output_drop(y_BTH, train)
         if train and self.activation_loss:
-            self._sow("activation", self.activation_loss, dropped_BTH, found.lengths)
+            self._sow("activation", self.activation_loss, dropped_BTH, lengths)
         if train and self.change_loss:
-            following = None if found.lengths is None else jnp.maximum(found.lengths - 1, 0)
+            following = None if lengths is None else jnp.maximum(lengths - 1, 0)
             self._sow("change", self.change_loss, y_BTH[:, 1:] - y_BTH[:, :-1], following)
         return dropped_BTH
 

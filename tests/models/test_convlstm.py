@@ -87,7 +87,7 @@ def test_forecasts_and_says_something_of_each_frame():
         (nn.ConvLSTM(F, kernel=2), (jnp.zeros((B, T, H, W, C)),), "an odd kernel; got .* and 2"),
         (nn.ConvLSTM(F), (jnp.zeros((B, T, H, W, C)), None, (jnp.zeros((B, H)),) * 2), "\\(h, c\\) of shape"),
         (nn.ConvLSTM(F), (jnp.zeros((B, T, H, W, C)), jnp.ones(B)), "one integer a row"),
-        (models.ConvLSTMNet(1), (jnp.zeros((B, T, H)),), "ConvLSTMNet takes images"),
+        (models.ConvLSTMNet(1), (jnp.zeros((B, T, H)),), "ConvLSTMNet takes a .sequence. of images"),
     ],
 )
 def test_says_what_is_wrong(module, arguments, message):

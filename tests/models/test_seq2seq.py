@@ -176,7 +176,7 @@ def test_a_source_may_be_features():
         (
             model("dot"),
             {"source": jnp.ones((2, 3, 4)), "target": TARGET},
-            "the encoder of Seq2Seq was given feat",
+            "the encoder of Seq2Seq takes tokens",
         ),
     ],
 )

@@ -54,5 +54,5 @@ def test_takes_vectors_of_words_and_says_what_is_wrong():
         2,
         300,
     )
-    with pytest.raises(ValueError, match="TextCNN was given features, and has a vocabulary"):
+    with pytest.raises(ValueError, match="TextCNN takes tokens that are integers"):
         jax.eval_shape(MODEL.init, jax.random.key(0), x)
