@@ -1,0 +1,187 @@
+"""The recipe of `experiments.shakespeare` in PyTorch: the figure that ours must agree with.
+
+Same network and initialisation, optimiser, rates, windows and ways to measure; the noise is PyTorch's own.
+The defaults are the setting for a CPU.
+
+    python -m experiments.torch_shakespeare --seeds 0 1 2 --record
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments import ledger, shakespeare
+from jdl import data
+
+PUBLISHED = "none: the reference for the same recipe in jdl"
+
+
+def gpt(config: shakespeare.Config, vocab_size: int) -> Any:
+    """The network of `experiments.shakespeare`, as a PyTorch module from tokens to logits."""
+    import torch
+    from torch import nn
+
+    D, H = config.width, config.num_heads
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm1, self.norm2 = nn.LayerNorm(D), nn.LayerNorm(D)
+            self.qkv, self.out = nn.Linear(D, 3 * D, bias=False), nn.Linear(D, D, bias=False)
+            self.expand, self.project = nn.Linear(D, 4 * D, bias=False), nn.Linear(4 * D, D, bias=False)
+            self.drop = nn.Dropout(config.dropout)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            B, T, _ = x.shape
+            q, k, v = (y.view(B, T, H, D // H).transpose(1, 2) for y in self.qkv(self.norm1(x)).chunk(3, -1))
+            dropout = config.dropout if self.training else 0.0
+            y = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+            x = x + self.drop(self.out(y.transpose(1, 2).reshape(B, T, D)))
+            return x + self.drop(self.project(nn.functional.gelu(self.expand(self.norm2(x)))))
+
+    class GPT(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.positions = nn.Embedding(vocab_size, D), nn.Embedding(config.context, D)
+            self.drop, self.norm = nn.Dropout(config.dropout), nn.LayerNorm(D)
+            self.blocks = nn.ModuleList(Block() for _ in range(config.depth))
+            for name, weight in self.named_parameters():
+                if weight.dim() > 1:
+                    added = name.endswith(("out.weight", "project.weight"))
+                    nn.init.normal_(weight, std=0.02 / (math.sqrt(2 * config.depth) if added else 1))
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            x = self.drop(self.tokens(tokens) + self.positions.weight[: tokens.shape[1]])
+            for block in self.blocks:
+                x = block(x)
+            return self.norm(x) @ self.tokens.weight.T
+
+    return GPT()
+
+
+def rate(step: int, config: shakespeare.Config) -> float:
+    """The learning rate of a step, as a share of its peak."""
+    if step < config.warmup:
+        return (step + 1) / (config.warmup + 1)
+    gone = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * gone))
+
+
+def main(config: shakespeare.Config = shakespeare.Config()) -> dict[str, float]:  # noqa: B008
+    """Trains the GPT in PyTorch.
+
+    Args:
+        config: the settings.
+
+    Returns:
+        "loss", nats a character on the whole validation text after the last step; "sampled", the same on
+        random batches; and the lowest of each over the evaluations, "best" and "best_sampled".
+    """
+    import torch
+
+    torch.manual_seed(config.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    text = data.load_text(config.dataset)
+    tokenizer = data.character_tokenizer(text.train + text.validation)
+    learnt = torch.tensor(tokenizer.encode(text.train)).long()
+    validation = tokenizer.encode(text.validation)
+    sets = {
+        "loss": data.windows_in_order(validation, config.context, 16 * config.batch_size, resident=False),
+        "sampled": shakespeare.estimate(validation, config, (0, 1)),
+    }
+    model = gpt(config, tokenizer.vocab_size).to(device)
+    matrices = [weight for weight in model.parameters() if weight.dim() > 1]
+    vectors = [weight for weight in model.parameters() if weight.dim() == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+        betas=(0.9, 0.99),
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, config))
+
+    def losses(inputs: Any, labels: Any) -> torch.Tensor:
+        logits = model(inputs.to(device))
+        return torch.nn.functional.cross_entropy(logits.mT, labels.to(device), reduction="none")
+
+    def evaluate() -> dict[str, float]:
+        model.eval()
+        found = {}
+        with torch.no_grad():
+            for name, batches in sets.items():
+                total = weight = 0.0
+                for i in range(len(batches)):
+                    batch = {key: torch.tensor(np.asarray(x)) for key, x in batches(i).items()}
+                    weights = batch["weights"].reshape(len(batch["weights"]), -1).to(device)
+                    values = losses(batch["inputs"].long(), batch["labels"].long())
+                    total += float((values * weights).sum())
+                    weight += float(weights.expand_as(values).sum())
+                found[name] = total / weight
+        model.train()
+        return found
+
+    history = []
+    for step in range(config.steps):
+        starts = torch.randint(len(learnt) - config.context, (config.batch_size,))
+        windows = learnt[starts[:, None] + torch.arange(config.context + 1)]
+        optimizer.zero_grad(set_to_none=True)
+        losses(windows[:, :-1], windows[:, 1:]).mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % config.evaluate_every == 0 or step + 1 == config.steps:
+            history.append(evaluate())
+            print(f"step {step + 1}: {history[-1]}", flush=True)
+    best = {name: min(found[name] for found in history) for name in sets}
+    return {**history[-1], "best": best["loss"], "best_sampled": best["sampled"]}
+
+
+def record(seeds: Sequence[int], *, busy: bool = False) -> ledger.Result:
+    """Measures the seeds, for the ledger."""
+    found, meters = [], []
+    for seed in seeds:
+        with ledger.Meter() as meter:
+            found.append(main(shakespeare.Config(seed=seed)))
+        meters.append(meter)
+        print(f"seed {seed}: {found[-1]} in {meter.seconds:.0f} s", flush=True)
+    sampled = ", ".join(f"{each['sampled']:.3f}" for each in found)
+    note = f"The peer of shakespeare_cpu. On 20 random batches: {sampled}."
+    energies = [meter.energy_wh for meter in meters]
+    return ledger.Result(
+        name="shakespeare_cpu_torch",
+        title="GPT of 0.8 million parameters on Tiny Shakespeare, in PyTorch",
+        group="Text",
+        paper="",
+        published=None,
+        metric="validation loss",
+        goal="min",
+        unit="nats/character",
+        seeds=tuple(seeds),
+        values=tuple(each["loss"] for each in found),
+        dataset=shakespeare.SPLIT,
+        fingerprint=data.load_text("tiny_shakespeare").fingerprint,
+        config={},
+        command=f"python -m experiments.torch_shakespeare --seeds {' '.join(map(str, seeds))}",
+        seconds=tuple(meter.seconds for meter in meters),
+        energy_wh=None if None in energies else tuple(energy or 0.0 for energy in energies),
+        energy_how=meters[0].how,
+        device=ledger.device_description(),
+        date=datetime.date.today().isoformat(),
+        note=f"{note} The machine ran other work too: times are upper bounds." if busy else note,
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser("python -m experiments.torch_shakespeare", description=__doc__)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--record", action="store_true", help="enter the result into the ledger")
+    parser.add_argument("--busy", action="store_true", help="note that the machine runs other work too")
+    options = parser.parse_args()
+    result = record(options.seeds, busy=options.busy)
+    if options.record:
+        print(f"recorded in {ledger.record(result)}")
