@@ -76,13 +76,13 @@ def check(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
     sampler, ends = pure(sampler), sequences(stop)
-    V = vocabulary(decoder)
+    B, longest = len(tokens_BT), int(lengths_B.max())
+    V = vocabulary(decoder, B)
     check_tokens(tokens_BT, V, "prompts")
     check_tokens(ends.tokens_NL[ends.tokens_NL >= 0], V, "stop")
     for leaf in jax.tree.leaves(sampler, is_leaf=lambda x: isinstance(x, Sequences)):
         if isinstance(leaf, Sequences):
             check_tokens(leaf.tokens_NL[leaf.tokens_NL >= 0], V, "sampler")
-    B, longest = len(tokens_BT), int(lengths_B.max())
     needed = longest + max_new_tokens - 1
     if capacity is None:
         capacity = _capacity(decoder, B, needed)
@@ -105,14 +105,14 @@ def ready(decoder: Decoder) -> Decoder:
     return Decoder(pure(decoder.init_cache), pure(decoder.extend), rewind)
 
 
-@jax.jit
-def _next_logits(decoder: Decoder) -> Array:
-    return decoder.extend(decoder.init_cache(1, 1), jnp.zeros((1, 1), jnp.int32))[0]
+@functools.partial(jax.jit, static_argnums=1)
+def _first_logits(decoder: Decoder, B: int) -> Array:
+    return decoder.extend(decoder.init_cache(B, 1), jnp.zeros((B, 1), jnp.int32))[0]
 
 
-def vocabulary(decoder: Decoder) -> int:
-    """V of a decoder, by tracing it once."""
-    return int(_next_logits.eval_shape(decoder).shape[-1])
+def vocabulary(decoder: Decoder, B: int) -> int:
+    """V of a decoder of B rows, by tracing it once."""
+    return int(_first_logits.eval_shape(decoder, B).shape[-1])
 
 
 def _capacity(decoder: Decoder, B: int, needed: int) -> int:

@@ -122,11 +122,9 @@ def speculative(
         raise ValueError(f"guesses must be at least 1; got {guesses}")
     request = check(target, prompts, key, sampler, max_new_tokens, lengths, stop, capacity)
     draft = ready(draft)
-    if vocabulary(request.decoder) != vocabulary(draft):
-        raise ValueError(
-            f"target and draft need the same vocabulary; theirs have {vocabulary(request.decoder)} and "
-            f"{vocabulary(draft)} tokens"
-        )
+    sizes = [vocabulary(model, len(request.lengths_B)) for model in (request.decoder, draft)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"target and draft need the same vocabulary; theirs have {sizes[0]} and {sizes[1]}")
     state = _begin(request.decoder, draft, request.tokens_BS, request.lengths_B, request.capacity)
     state = _write(
         request.decoder,
@@ -137,7 +135,8 @@ def speculative(
         request.keys_B,
         max_new_tokens,
         state,
-        guesses=guesses,
+        # More would never be written, and might not fit into the cache.
+        guesses=max(1, min(guesses, max_new_tokens - 1)),
     )
     return Speculated(result(state.rows, request.stop, pad, max_new_tokens), *state.counts)
 

@@ -71,7 +71,7 @@ def test_the_last_place_of_the_cache_is_used():
     assert found.rows()[0].tolist() == by_hand(attentive_logits, prompt, 4)[0]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, V - 1), min_size=1, max_size=9), min_size=2, max_size=2),
     st.lists(st.integers(0, V - 1), min_size=1, max_size=9),
@@ -124,7 +124,7 @@ def test_one_program_for_prompts_of_any_length():
     write = functools.partial(generate, watched, key=0, capacity=200, stop=[[2, 2]])
     write([[1, 2], [3, 4]], sampler=SAMPLER, max_new_tokens=5)
     before = len(traced)
-    assert sorted(set(traced)) == [(1, 1), (2, 1), (2, 64)]
+    assert sorted(set(traced)) == [(2, 1), (2, 64)]
     for length, limit, t in ((1, 7, 0.5), (70, 20, 2.0), (190, 11, 1.1)):
         other = chain(temperature(t), top_p(t / 4))
         write(
@@ -133,10 +133,12 @@ def test_one_program_for_prompts_of_any_length():
     scaled = watched._replace(extend=Partial(extend, jax.tree.map(lambda x: 2 * x, made.extend.args[0])))
     generate(scaled, [[1], [2]], 0, SAMPLER, capacity=200, stop=[[2, 2]], max_new_tokens=5)
     assert len(traced) == before
-    for same in (watched, scaled):  # and with no capacity given, one program for a range of lengths
-        for length in (3, 20, 50):
-            generate(same, [[1] * length], 0, SAMPLER, max_new_tokens=10)
-    assert len(traced) == before + 2
+    # And with no capacity given, one program for a range of lengths.
+    generate(watched, [[1] * 3], 0, SAMPLER, max_new_tokens=10)
+    before = len(traced)
+    for length in (20, 55):
+        generate(scaled, [[1] * length], 0, SAMPLER, max_new_tokens=10)
+    assert len(traced) == before
 
 
 @pytest.mark.parametrize("every", [1, 4, 50])
