@@ -8,6 +8,15 @@
     >>> preprocess(batches(0)["inputs"]).shape
     (64, 8, 8, 1)
 
+Text becomes ids by a `Tokenizer`, and ids become batches as `windows` of a stream, `continuing_rows`, rows
+that `pack` documents, or sequences `bucketed` by length:
+
+    >>> text = data.load_text("tiny_shakespeare")
+    >>> tokenizer = data.character_tokenizer(text.train)
+    >>> batches = data.windows(tokenizer.encode(text.train), length=32, batch_size=4)
+    >>> tokenizer.decode(batches(0)["inputs"][0])[:20]
+    'ad when thou wast bo'
+
 This package stands alone: it needs jax and numpy and nothing else of jdl.
 """
 

@@ -113,7 +113,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         if isinstance(description, dict) and "kind" in description:
             return Tokenizer.from_json(description)
         return hugging_face(description)
-    except (ValueError, TypeError, KeyError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} holds no tokenizer: {error}") from None
 
 
@@ -296,6 +296,8 @@ def hugging_face(description: Mapping[str, Any]) -> Tokenizer:
     Raises:
         ValueError: if it describes none.
     """
+    if not isinstance(description, Mapping):
+        raise ValueError(f"a tokenizer's description is a dictionary; got {type(description).__name__}")
     functions = _Functions(json.dumps(description))
     try:
         added = functions.literal.get_added_tokens_decoder()

@@ -24,7 +24,7 @@ Make = Callable[[np.ndarray, int], Mapping[str, Any]]
 _OF_BATCHES = 2**31
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Bucket:
     """Examples padded to ``length``.
 

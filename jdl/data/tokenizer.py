@@ -56,10 +56,13 @@ class Tokenizer(NamedTuple):
         if kind == "hugging_face":
             from jdl.data.bpe import hugging_face
 
-            return hugging_face(description["tokenizer"])
+            return hugging_face(description.get("tokenizer", {}))
         if kind not in _MAKERS:
             raise ValueError(f"a tokenizer's kind is one of {', '.join(_MAKERS)}, hugging_face; got {kind!r}")
-        return _MAKERS[kind](**{name: x for name, x in description.items() if name != "kind"})
+        try:
+            return _MAKERS[kind](**{name: x for name, x in description.items() if name != "kind"})
+        except TypeError as error:
+            raise ValueError(f"this describes no tokenizer of {kind}: {error}") from None
 
     @property
     def fingerprint(self) -> str:

@@ -1,11 +1,13 @@
 """Packing: every token but the first of a document is predicted once, from its own document and no other."""
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jdl.data import in_order, pack
+from jdl import models, tasks
+from jdl.data import in_order, pack, padded
 from jdl.data.packing import best_fit
 
 DOCUMENTS = st.lists(st.integers(2, 30), min_size=1, max_size=20)
@@ -81,6 +83,24 @@ def test_weights_of_tokens_and_batches():
     batch = in_order(rows, 2, resident=False)(0)
     assert batch["weights"].tolist() == [[0, 0.5, 1, 1], [0, 0, 0, 0]]
     assert batch["inputs"]["segments"].shape == (2, 4)
+
+
+def test_a_model_predicts_packed_documents_as_it_does_each_alone():
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(0, 9, size) for size in (4, 7, 3, 2, 6, 5)]
+    model = models.gpt(vocabulary=9, width=8, depth=1, num_heads=2, context=8, dropout=0.0)
+    task = tasks.next_token(model)
+    evaluate = jax.jit(task.evaluate)
+    packed = pack(documents, 8, vocab_size=9)
+    # One row a document: positions after its end are padding by lengths.
+    tokens, lengths = padded([document[:-1] for document in documents], 8)
+    labels, _ = padded([document[1:] for document in documents], 8)
+    alone = {"inputs": {"tokens": tokens, "lengths": lengths}, "labels": labels}
+    variables = jax.jit(task.init)(jax.random.key(0), alone)
+    together, apart = (evaluate(variables, batch, jax.random.key(0))["loss"] for batch in (packed, alone))
+    assert len(packed["labels"]) < len(documents)
+    assert float(together.weight) == float(apart.weight) == sum(map(len, documents)) - len(documents)
+    np.testing.assert_allclose(together.total, apart.total, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,9 @@ def test_bad_tokenizers(tmp_path):
         (lambda: load_ranks({bytes([i]): i for i in range(256)}, specials={"<s>": 3}), "a rank of its own"),
         (lambda: Tokenizer.from_json({"kind": "morse"}), "one of characters, bytes, words, hugging_face"),
         (lambda: Tokenizer.from_json([]), "got None"),
+        (lambda: Tokenizer.from_json({"kind": "hugging_face"}), "description cannot be read"),
+        (lambda: Tokenizer.from_json({"kind": "bytes", "more": 1}), "describes no tokenizer of bytes"),
+        (lambda: hugging_face([1]), "is a dictionary; got list"),
         (lambda: hugging_face({"model": 3}), "description cannot be read"),
     ]:
         with pytest.raises(ValueError, match=message):
