@@ -30,6 +30,11 @@ from jdl.interop.names_efficient import VIT_TIMM as VIT_TIMM
 from jdl.interop.names_efficient import VIT_TORCHVISION as VIT_TORCHVISION
 from jdl.interop.names_efficient import efficientnet_hugging_face as efficientnet_hugging_face
 from jdl.interop.names_efficient import efficientnet_lite_pytorch as efficientnet_lite_pytorch
+from jdl.interop.names_language import BERT_HUGGING_FACE as BERT_HUGGING_FACE
+from jdl.interop.names_language import GPT2_HUGGING_FACE as GPT2_HUGGING_FACE
+from jdl.interop.names_language import LLAMA_HUGGING_FACE as LLAMA_HUGGING_FACE
+from jdl.interop.names_language import T5_1_1_HUGGING_FACE as T5_1_1_HUGGING_FACE
+from jdl.interop.names_language import T5_HUGGING_FACE as T5_HUGGING_FACE
 from jdl.interop.names_recurrent import AWD_LSTM_SALESFORCE as AWD_LSTM_SALESFORCE
 from jdl.interop.names_recurrent import RECURRENT_TORCH as RECURRENT_TORCH
 from jdl.interop.names_recurrent import recurrent_torch as recurrent_torch
