@@ -99,7 +99,7 @@ def attention_by_head(
 
     Raises:
         ValueError: if shapes do not fit, H is not a multiple of G, a window or a chunk is below 1, or there
-            are T queries and S keys, and no steps to tell what the past of each is.
+            are T queries and S keys, and no steps to tell what the past of each is; or dropout has no key.
 
     Reference:
         Blocks: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018; Rabe and Staats,
@@ -108,7 +108,9 @@ def attention_by_head(
     _check(q_BHTK, k_BGSK, v_BGSK, mask, causal or window is not None, window, steps, chunk)
     (B, _, T, K), S = q_BHTK.shape, k_BGSK.shape[2]
     scale = 1 / float(np.sqrt(K)) if scale is None else scale
-    drop = Drop(dropout, key) if dropout and key is not None else None
+    if dropout and key is None:
+        raise ValueError("dropout needs a key")
+    drop = Drop(dropout, key) if key is not None and dropout else None
     q_steps, k_steps = steps or (_count(T), _count(S))
     real = None if lengths is None else _count(S) < lengths.reshape(B, 1)
     parts = segments or (None, None)
