@@ -1,0 +1,201 @@
+"""What experiments that generate images share: scores in a classifier's features, sheets, animations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import cli, evaluate, lenet
+from jdl import audit, data, nn
+
+LAYER = "Dense_1"
+"""The last layer but one of LeNet-5, before its nonlinearity: 84 features."""
+STEPS = 2000
+"""Training steps of the classifier."""
+
+
+def to_unit(inputs: Any) -> jax.Array:
+    """uint8 images as float32 in -1..1, the range of a generator."""
+    return jnp.asarray(inputs, jnp.float32) / 127.5 - 1
+
+
+def to_bytes(images: Any) -> np.ndarray:
+    """Images in -1..1 as uint8, rounded: what data are, so that rounding makes no difference."""
+    return np.clip(np.rint((np.asarray(images, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def sample(predict: Callable[[Any], Any], given: Any, at_once: int = 500) -> np.ndarray:
+    """Samples as uint8 images, computed some at a time.
+
+    Args:
+        predict: from what samples are made of to images in -1..1.
+        given: latents [M, Z], or a dictionary of arrays [M, ...].
+        at_once: how many.
+    """
+    predict = jax.jit(predict)
+    count = jax.tree.leaves(given)[0].shape[0]
+    parts = []
+    for i in range(0, count, at_once):
+        part = jax.tree.map(lambda x, i=i: x[i : i + at_once], given)
+        missing = min(at_once, count) - jax.tree.leaves(part)[0].shape[0]
+        # The last one is filled up, so that one program serves all.
+        filled = jax.tree.map(lambda x, n=missing: np.concatenate([x, np.repeat(x[:1], n, 0)]), part)
+        parts.append(to_bytes(predict(filled))[: min(at_once, count) - missing])
+    return np.concatenate(parts)
+
+
+class Judge(NamedTuple):
+    """A classifier's view of samples, and of the data that they are compared with.
+
+    Attributes:
+        features: uint8 images to features [B, F].
+        probabilities: uint8 images to class probabilities [B, C].
+        train: features of as many training examples as there are test examples.
+        test: features of the test set.
+        moments: mean and covariance of the test set's.
+        accuracy: the classifier's, on the test set.
+    """
+
+    features: Callable[[Any], Any]
+    probabilities: Callable[[Any], Any]
+    train: np.ndarray
+    test: np.ndarray
+    moments: audit.Moments
+    accuracy: float
+
+    def of(self, samples: np.ndarray) -> np.ndarray:
+        """Features of uint8 images, computed some at a time."""
+        return audit.featurize(self.features, _parts(samples))
+
+    def distances(self, samples: np.ndarray) -> dict[str, float]:
+        """The Frechet and the kernel distance of samples to the test set."""
+        found = self.of(samples)
+        moments = audit.moments(lambda x: x, [found])
+        kernel = audit.kernel_distance(self.test[: len(samples)], found)
+        return {
+            "frechet": audit.frechet_distance(self.moments, moments),
+            "kernel": kernel.value,
+            "kernel_error": kernel.error,
+        }
+
+    def scores(self, samples: np.ndarray) -> dict[str, Any]:
+        """All scores of samples, and the distance that the training set has."""
+        found, count = self.of(samples), min(len(samples), len(self.test), 5000)
+        support = audit.support(self.test[:count], found[:count])
+        copies = audit.memorization(self.train, self.test, found[:count])
+        p = audit.featurize(self.probabilities, _parts(samples))
+        modes = audit.count_modes(p.argmax(1), p.shape[1], at_least=max(1, len(p) // (10 * p.shape[1])))
+        floor = audit.frechet_distance(self.moments, audit.moments(lambda x: x, [self.train]))
+        return {
+            **self.distances(samples),
+            "frechet_of_training_set": floor,
+            **support._asdict(),
+            "classifier_score": audit.classifier_score(p),
+            "classes": modes.covered,
+            "copying_z": copies.z,
+            "copied": copies.copied,
+            "samples": len(samples),
+            "classifier_accuracy": self.accuracy,
+        }
+
+
+def judge(dataset: data.Dataset, folder: str = "", *, quiet: bool = False) -> Judge:
+    """The judge of a data set: a LeNet-5 trained on it, taken from its folder where it is there already.
+
+    Args:
+        dataset: the data.
+        folder: the classifier's; ``runs/features-NAME`` when empty.
+        quiet: say nothing.
+    """
+    folder = folder or f"runs/features-{dataset.name}"
+    if not quiet:
+        print(f"scores are in the features of the LeNet-5 in {folder}, trained there if it is not yet")
+    execution = cli.Execution(run=folder, quiet=True)
+    config = lenet.Config(dataset=dataset.name, steps=STEPS, execution=execution)  # type: ignore[arg-type]
+    accuracy = lenet.main(config).test["accuracy"]
+    found = evaluate.load(folder)
+    variables, model = found.loaded.variables, lenet.model(found.config)  # type: ignore[arg-type]
+    preprocess = data.Preprocess.from_json(found.loaded.meta["extra"]["preprocess"])
+    seen = jax.jit(lambda x: nn.features(model, variables, preprocess(x), (LAYER,))[0])
+    likely = jax.jit(lambda x: jax.nn.softmax(found.loaded.predict(x)))
+    test, count = dataset.test["inputs"], len(dataset.test["inputs"])
+    of_test = audit.featurize(seen, _parts(test))
+    of_train = audit.featurize(seen, _parts(dataset.train["inputs"][:count]))
+    return Judge(seen, likely, of_train, of_test, audit.moments(lambda x: x, [of_test]), accuracy)
+
+
+def _parts(x: np.ndarray, size: int = 500) -> Any:
+    return (np.asarray(x[i : i + size]) for i in range(0, len(x), size))
+
+
+@dataclass
+class Gallery:
+    """Sheets of samples in a run's folder: `draw` is an evaluator of `jdl.train.fit`, `keep` a logger."""
+
+    run: Path
+    given: Any
+    columns: int = 8
+    drawn: np.ndarray | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the sheets are."""
+        return self.run / "samples"
+
+    @property
+    def animation(self) -> Path:
+        """The sheets one after another."""
+        return self.run / "training.gif"
+
+    def draw(self, predict: Callable[[Any], Any], batches: Any) -> dict[str, Any]:
+        """Makes the samples of an evaluation."""
+        del batches
+        made = sample(predict, self.given).astype(np.float32) / 255
+        self.drawn = audit.tile(made, columns=self.columns)
+        return {}
+
+    def keep(self, record: Mapping[str, Any]) -> None:
+        """Writes them, named after the step."""
+        if self.drawn is None or record["split"] in ("train", "progress", "message"):
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _picture(self.drawn).save(self.folder / f"{record['step']:07d}.png")
+        self.drawn = None
+
+    def animate(self, milliseconds: int = 300) -> None:
+        """Writes the animation of all sheets there are."""
+        from PIL import Image
+
+        sheets = []
+        for path in sorted(self.folder.glob("*.png")):
+            with Image.open(path) as image:
+                sheets.append(image.convert("RGB"))
+        if sheets:
+            pauses = [milliseconds] * (len(sheets) - 1) + [6 * milliseconds]
+            sheets[0].save(self.animation, save_all=True, append_images=sheets[1:], duration=pauses, loop=0)
+
+
+def _picture(sheet: np.ndarray) -> Any:
+    from PIL import Image
+
+    pixels = np.rint(255 * np.clip(sheet, 0, 1)).astype(np.uint8)
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    # Small images are hard to see.
+    return image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST)
+
+
+def told(scores: Mapping[str, Any]) -> str:
+    """The scores in a sentence."""
+    return (
+        f"Frechet distance {scores['frechet']:.2f} in LeNet-5's features (training set "
+        f"{scores['frechet_of_training_set']:.2f}), kernel distance {scores['kernel']:.4f} ± "
+        f"{scores['kernel_error']:.4f}, precision {scores['precision']:.3f}, recall {scores['recall']:.3f}, "
+        f"density {scores['density']:.3f}, coverage {scores['coverage']:.3f}, {scores['classes']} classes, "
+        f"copying z {scores['copying_z']:+.1f} of {scores['samples']} samples"
+    )

@@ -1,0 +1,179 @@
+"""The recipes of `experiments.gan` in PyTorch: the scores that ours must agree with.
+
+Same convolutional networks and initialisation, losses, optimisers and numbers of images; the order of the
+images and the latents are PyTorch's own. Samples are scored by the same judge, in the same features.
+
+    python -m experiments.torch_gan --dataset mnist --recipe dcgan
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import cli, gan, generated, running
+from jdl import data, models
+
+PUBLISHED = "none: the reference for the same recipes in jdl"
+
+Config = gan.Config
+
+
+def generator(size: tuple[int, int], channels: int, width: int, latents: int) -> Any:
+    """`jdl.models.DCGANGenerator` as a PyTorch module, latents [B, Z] to images [B, C, H, W] in -1..1."""
+    from torch import nn
+
+    n = models.gan.doublings(size)
+    features = [width * 2**i for i in reversed(range(n))]
+    first = (features[0], size[0] // 2**n, size[1] // 2**n)
+    layers: list[Any] = [
+        nn.Linear(latents, int(np.prod(first)), bias=False),
+        nn.Unflatten(1, (first[1], first[2], first[0])),
+        _permuted(0, 3, 1, 2),
+    ]
+    for inputs, outputs in itertools.pairwise(features):
+        doubled = nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False)
+        layers += [nn.BatchNorm2d(inputs), nn.ReLU(), doubled]
+    layers += [nn.BatchNorm2d(width), nn.ReLU(), nn.ConvTranspose2d(width, channels, 4, 2, 1), nn.Tanh()]
+    return _initialised(nn.Sequential(*layers))
+
+
+def discriminator(size: tuple[int, int], channels: int, width: int, normalization: str) -> Any:
+    """`jdl.models.DCGANDiscriminator` as a PyTorch module, images [B, C, H, W] to logits [B, 1]."""
+    from torch import nn
+
+    n = models.gan.doublings(size)
+    layers: list[Any] = []
+    for i in range(n):
+        normed = normalization == "batch" and i > 0
+        layers.append(nn.Conv2d(channels, width * 2**i, 4, 2, 1, bias=not normed))
+        layers += [nn.BatchNorm2d(width * 2**i)] if normed else []
+        layers.append(nn.LeakyReLU(0.2))
+        channels = width * 2**i
+    rest = channels * (size[0] // 2**n) * (size[1] // 2**n)
+    network = _initialised(nn.Sequential(*layers, _permuted(0, 2, 3, 1), nn.Flatten(), nn.Linear(rest, 1)))
+    if normalization == "spectral":
+        for layer in network:
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.utils.parametrizations.spectral_norm(layer)
+    return network
+
+
+def _permuted(*axes: int) -> Any:
+    from torch import nn
+
+    class Permute(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x.permute(*axes)
+
+    return Permute()
+
+
+def _initialised(network: Any) -> Any:
+    from torch import nn
+
+    for layer in network:
+        if getattr(layer, "weight", None) is not None:
+            nn.init.normal_(layer.weight, 1.0 if isinstance(layer, nn.BatchNorm2d) else 0.0, 0.02)
+        if getattr(layer, "bias", None) is not None:
+            nn.init.zeros_(layer.bias)
+    return network
+
+
+def losses(name: str, real: Any, fake: Any) -> tuple[Any, Any]:
+    """The loss of the discriminator and that of the generator, from logits."""
+    from torch.nn.functional import relu, softplus
+
+    if name == "non_saturating":
+        return (softplus(-real) + softplus(fake)).mean(), softplus(-fake).mean()
+    if name == "wasserstein":
+        return (fake - real).mean(), -fake.mean()
+    return (relu(1 - real) + relu(1 + fake)).mean(), -fake.mean()
+
+
+def penalty(judge: Any, real: Any, fake: Any) -> Any:
+    """The gradient penalty, without its weight."""
+    import torch
+
+    share = torch.rand(len(real), 1, 1, 1)
+    x = (share * real + (1 - share) * fake).requires_grad_()
+    slope = torch.autograd.grad(judge(x).sum(), x, create_graph=True)[0]
+    return (slope.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def train(config: Config) -> tuple[np.ndarray, float]:
+    """Trains a GAN in PyTorch.
+
+    Returns:
+        Samples as uint8 images [M, H, W, C], and the seconds that a step took.
+
+    Raises:
+        ValueError: for settings that have no peer.
+    """
+    import torch
+
+    if config.architecture != "convolutional" or config.conditional or config.augment or config.r1:
+        raise ValueError("the peer has the convolutional networks, without labels, augmentation or r1")
+    torch.manual_seed(config.seed)
+    recipe, judges = gan.RECIPES[config.recipe], gan.updates(config)
+    images = data.load(config.dataset).train["inputs"]
+    x = torch.tensor(images.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1)
+    size, channels = (images.shape[1], images.shape[2]), images.shape[3]
+    make = generator(size, channels, config.width, config.latents)
+    judge = discriminator(size, channels, config.width, recipe.normalization)
+    rate = config.learning_rate or recipe.learning_rate
+    of_make, of_judge = (torch.optim.Adam(net.parameters(), rate, recipe.betas) for net in (make, judge))
+
+    def rows() -> Any:
+        while True:
+            order = torch.randperm(len(x))
+            yield from order[: len(order) // config.batch_size * config.batch_size].split(config.batch_size)
+
+    batches, start = rows(), time.perf_counter()
+    for _ in range(config.steps):
+        for _ in range(judges):
+            real = x[next(batches)]
+            with torch.no_grad():
+                fake = make(torch.randn(len(real), config.latents))
+            loss, _ = losses(recipe.loss, judge(real), judge(fake))
+            if recipe.penalty:
+                loss = loss + recipe.penalty * penalty(judge, real, fake)
+            of_judge.zero_grad(set_to_none=True)
+            loss.backward()
+            of_judge.step()
+        logits = judge(make(torch.randn(config.batch_size, config.latents)))
+        _, loss = losses(recipe.loss, logits, logits)
+        of_make.zero_grad(set_to_none=True)
+        loss.backward()
+        of_make.step()
+    seconds = (time.perf_counter() - start) / config.steps
+    make.eval()
+    with torch.no_grad():
+        made = [make(torch.randn(n, config.latents)).numpy() for n in _sizes(config.samples, 500)]
+    return generated.to_bytes(np.concatenate(made).transpose(0, 2, 3, 1)), seconds
+
+
+def _sizes(total: int, at_once: int) -> list[int]:
+    return [min(at_once, total - i) for i in range(0, total, at_once)]
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Trains and scores; the scores are also in ``scores.json`` of the run's folder."""
+    folder = running.folder_of("torch_gan", config)
+    judge = generated.judge(data.load(config.dataset), config.features, quiet=config.execution.quiet)
+    samples, seconds = train(config)
+    scores = {**judge.scores(samples), "seconds_per_step": seconds}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    if not config.execution.quiet:
+        print(f"{generated.told(scores)}; {1000 * seconds:.0f} ms a step; {folder}")
+    return scores
+
+
+if __name__ == "__main__":
+    cli.command(main, Config, __doc__)

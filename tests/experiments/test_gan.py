@@ -1,0 +1,136 @@
+"""The GAN experiments on small images: what they keep, score and resume, and their peer in PyTorch."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import cli, gan, generated, torch_gan
+from jdl import data
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    """A classifier that was hardly trained."""
+    folder = tmp_path_factory.mktemp("features") / "lenet"
+    steps, generated.STEPS = generated.STEPS, 30
+    yield generated.judge(data.load("digits"), str(folder), quiet=True)
+    generated.STEPS = steps
+
+
+def config(folder, **changes):
+    small = {"dataset": "digits", "width": 4, "latents": 4, "batch_size": 16, "samples": 50}
+    execution = cli.Execution(run=str(folder), mesh="data:1", quiet=True)
+    return gan.Config(**{"steps": 4, **small, **changes}, execution=execution)
+
+
+def test_runs_scores_draws_and_goes_on(tmp_path, judge, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setattr(generated, "judge", lambda dataset, folder, quiet: judge)
+    settings = config(tmp_path / "run", evaluate_every=2, averaging=0.5)
+    outcome = gan.main(settings)
+    kept = json.loads((tmp_path / "run/scores.json").read_text())
+    assert kept["samples"] == 50
+    assert kept["frechet"] > kept["frechet_of_training_set"] > 0
+    assert 1 <= kept["classifier_score"] <= 10
+    assert outcome.test["frechet"] == kept["frechet"]
+    assert sorted(path.name for path in (tmp_path / "run/samples").iterdir()) == [
+        "0000000.png", "0000002.png", "0000004.png"
+    ]  # fmt: skip
+    with Image.open(tmp_path / "run/training.gif") as animation:
+        assert animation.n_frames == 3
+    last = outcome.fitted.history.last("test")
+    assert {"distance", "spread", "frechet", "kernel", "signs", "sample_spread"} <= set(last)
+    assert gan.main(settings).test == outcome.test
+    assert "copying z" in generated.told(kept)
+
+
+@pytest.mark.parametrize("architecture", ["convolutional", "residual"])
+@pytest.mark.parametrize("recipe", gan.RECIPES)
+@pytest.mark.parametrize("conditional", [False, True])
+def test_every_recipe_takes_a_step(recipe, architecture, conditional):
+    settings = config("", recipe=recipe, architecture=architecture, conditional=conditional, augment=True)
+    if (recipe, architecture) == ("dcgan", "residual"):
+        with pytest.raises(ValueError, match="is made for --recipe wgan_gp or sngan"):
+            gan.learner(settings, (8, 8, 1))
+        return
+    learner = gan.learner(settings, (8, 8, 1))
+    size = 16 * gan.updates(settings)
+    batch = {
+        "inputs": jax.ShapeDtypeStruct((size, 8, 8, 1), np.uint8),
+        "labels": jax.ShapeDtypeStruct((size,), np.int32),
+    }
+    state = jax.eval_shape(learner.init, jax.random.key(0), batch)
+    after, metrics = jax.eval_shape(learner.step, state, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+    assert ("gradient_penalty" in metrics) == (recipe == "wgan_gp")
+    made = jax.eval_shape(learner.predict, learner.variables(state), gan.given(settings, 3, 0))
+    assert made.shape == (3, 8, 8, 1)
+
+
+def test_images_become_bytes_and_back():
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    np.testing.assert_array_equal(generated.to_bytes(generated.to_unit(pixels)), pixels)
+    made = generated.sample(
+        lambda z: z.reshape(-1, 1, 1, 1), np.array(pixels.ravel()[:7, None] / 127.5 - 1), at_once=3
+    )
+    assert made.ravel().tolist() == [*range(7)]
+
+
+def test_the_test_set_itself_scores_best(judge):
+    dataset = data.load("digits")
+    scores = judge.scores(dataset.test["inputs"])
+    assert scores["frechet"] < 1e-6
+    assert scores["precision"] == scores["recall"] == scores["coverage"] == 1
+    assert scores["classes"] >= 1
+    assert judge.scores(dataset.train["inputs"][:360])["copied"] == 1
+
+
+def _as_pytorch(torch, network, variables):
+    """Loads the weights of a network of ours, layer by layer."""
+    params, order = variables["params"], []
+    for name in sorted(params, key=lambda name: (name == "head", name.rsplit("_", 1)[-1])):
+        order += [params[name]] if "BatchNorm" not in name else []
+    norms = [params[name] for name in sorted(params) if "BatchNorm" in name]
+    with torch.no_grad():
+        for layer in network:
+            kind = type(layer).__name__.removeprefix("Parametrized")
+            if kind == "BatchNorm2d":
+                norm = norms.pop(0)
+                layer.weight.copy_(torch.tensor(np.array(norm["scale"])))
+            elif kind in ("Linear", "Conv2d", "ConvTranspose2d"):
+                given = order.pop(0)
+                kernel = np.array(given["kernel"])
+                if kind == "ConvTranspose2d":
+                    kernel = kernel[::-1, ::-1].transpose(2, 3, 0, 1)
+                else:
+                    kernel = kernel.T if kind == "Linear" else kernel.transpose(3, 2, 0, 1)
+                layer.weight.copy_(torch.tensor(kernel.copy()))
+    return network
+
+
+def test_the_peer_has_the_same_networks(torch):
+    settings = config("", width=3)
+    make, judge = gan.networks(settings, (16, 16, 2), 10)
+    z = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    images, variables = jax.jit(lambda z: make.init_with_output(jax.random.key(0), z, train=True))(z)
+    peer = _as_pytorch(torch, torch_gan.generator((16, 16), 2, 3, 4), variables)
+    made = peer(torch.tensor(z))
+    np.testing.assert_allclose(images, made.detach().numpy().transpose(0, 2, 3, 1), atol=1e-5)
+    logits, variables = jax.jit(lambda x: judge.init_with_output(jax.random.key(1), x, train=True))(images)
+    peer = _as_pytorch(torch, torch_gan.discriminator((16, 16), 2, 3, "batch"), variables)
+    np.testing.assert_allclose(logits, peer(made).detach().numpy()[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("recipe", gan.RECIPES)
+def test_the_peer_trains_and_is_scored_alike(torch, recipe, judge, tmp_path, monkeypatch):
+    monkeypatch.setattr(generated, "judge", lambda dataset, folder, quiet: judge)
+    settings = config(tmp_path / "peer", recipe=recipe, steps=2)
+    scores = torch_gan.main(settings)
+    assert json.loads((tmp_path / "peer/scores.json").read_text()) == scores
+    assert scores["samples"] == 50
+    assert np.isfinite(scores["frechet"])
