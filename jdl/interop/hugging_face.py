@@ -65,8 +65,9 @@ def from_hugging_face(
     """A published model: BERT, GPT-2, Llama, Mistral, Qwen2, T5 (and its version 1.1), ViT or ResNet.
 
     The module gives what the class of `transformers` named in ``config.json`` gives: logits of the next
-    token, of masked tokens, of classes; or, of a model without a head, its last states. The tokenizer is
-    `jdl.data.load_tokenizer(hugging_face_folder(source))`.
+    token, of masked tokens, of classes; or, of a model without a head, its last states, and of images pooled
+    features. The tokenizer is `jdl.data.load_tokenizer(hugging_face_folder(source))`; embeddings of sentences
+    are the outputs with ``pool="mean"``, divided by their lengths.
 
     Args:
         source: a folder, or a name on the Hub, as for `hugging_face_folder`.
@@ -246,7 +247,7 @@ def _loaded(
         if not missing or key is not None:
             raise
         raise ValueError(f"{error}\nwith a key, {' and '.join(missing)} would be drawn anew") from None
-    return jax.device_get(stack_layers(loaded)) if is_scanned else loaded
+    return stack_layers(loaded) if is_scanned else loaded
 
 
 def _tokenizer_files(tokenizer: Any) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen
 
 from jdl.core import LOSSES, Array
@@ -182,8 +183,13 @@ def stack_layers(variables: Mapping[str, Any]) -> dict[str, Any]:
     names = sorted((name for name in tree if re.fullmatch(r"block\d+", name)), key=lambda name: int(name[5:]))
     if not names:
         return tree
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *(tree.pop(name) for name in names))
+    stacked = jax.tree.map(_stacked, *(tree.pop(name) for name in names))
     return {**tree, "block": stacked}
+
+
+def _stacked(*x: Any) -> Any:
+    # Arrays of the host stay there: all layers of a large model may not fit on one device.
+    return (np if all(isinstance(array, np.ndarray) for array in x) else jnp).stack(x)
 
 
 def unstack_layers(variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,6 +73,7 @@ def test_layers_in_a_loop(folder, name):
     """What one compiled block reads is what was read block by block, and is written as that."""
     path = folder(name)
     looped, stacked = from_hugging_face(path, scan=True)
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(stacked))
     module, variables = from_hugging_face(path)
     inputs = jax.tree.map(lambda x: x + np.arange(4, dtype=np.int32).reshape(1, 4), MODELS[name][1])
     found, expected = jit(looped.apply)(stacked, inputs), jit(module.apply)(variables, inputs)
