@@ -65,8 +65,11 @@ def check(
     lengths: Any,
     stop: Any,
     capacity: int | None,
+    draft: Decoder | None = None,
 ) -> Request:
     """Checks a request and brings it into the form that compiled programs take.
+
+    A draft is asked for no more positions than it has, either.
 
     Raises:
         ValueError: for anything in it that cannot be; the message says what and where.
@@ -85,7 +88,7 @@ def check(
             check_tokens(leaf.tokens_NL[leaf.tokens_NL >= 0], V, "sampler")
     needed = longest + max_new_tokens - 1
     if capacity is None:
-        capacity = _capacity(decoder, B, needed)
+        capacity = _capacity([decoder] if draft is None else [decoder, draft], B, needed)
     if needed > capacity:
         raise ValueError(
             f"a prompt of {longest} tokens and {max_new_tokens} to write need a cache of {needed} positions; "
@@ -115,11 +118,11 @@ def vocabulary(decoder: Decoder, B: int) -> int:
     return int(_first_logits.eval_shape(decoder, B).shape[-1])
 
 
-def _capacity(decoder: Decoder, B: int, needed: int) -> int:
-    """Positions rounded up so that prompts of other lengths find the same programs, if the model has them."""
+def _capacity(decoders: list[Decoder], B: int, needed: int) -> int:
+    """Positions, rounded up so that prompts of other lengths find the same programs, if models allow it."""
     rounded = max(CHUNK, 1 << (needed - 1).bit_length())
     try:
-        jax.eval_shape(lambda: decoder.init_cache(B, rounded))
+        jax.eval_shape(lambda: [decoder.init_cache(B, rounded) for decoder in decoders])
     except ValueError:
         return needed
     return rounded

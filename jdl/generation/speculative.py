@@ -120,8 +120,8 @@ def speculative(
             )
     if guesses < 1:
         raise ValueError(f"guesses must be at least 1; got {guesses}")
-    request = check(target, prompts, key, sampler, max_new_tokens, lengths, stop, capacity)
     draft = ready(draft)
+    request = check(target, prompts, key, sampler, max_new_tokens, lengths, stop, capacity, draft)
     sizes = [vocabulary(model, len(request.lengths_B)) for model in (request.decoder, draft)]
     if sizes[0] != sizes[1]:
         raise ValueError(f"target and draft need the same vocabulary; theirs have {sizes[0]} and {sizes[1]}")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.tree_util import Partial
 
 from jdl.generation import (
     chain,
@@ -42,6 +43,23 @@ def test_greedy_writes_what_the_target_writes(guesses):
         accepted.append(float(found.accepted_B.sum() / found.guessed_B.sum()))
     assert accepted[0] < accepted[1] <= accepted[2] == 1.0
     assert found.rounds_B.tolist() == [-(-n // (guesses + 1)) for n in expected.lengths_B.tolist()]
+
+
+def test_a_draft_with_less_room_than_the_target_is_asked_for_no_more():
+    draft = attentive(seed=1)
+
+    def init_cache(weights, batch_size, length):
+        if length > 10:
+            raise ValueError(f"there are 10 positions; asked for {length}")
+        return draft.init_cache.func(weights, batch_size, length)
+
+    small = draft._replace(init_cache=Partial(init_cache, *draft.init_cache.args))
+    write = functools.partial(speculative, attentive(), small, [[1, 2, 3]], 0, greedy)
+    found = write(max_new_tokens=8)
+    expected = generate(attentive(), [[1, 2, 3]], 0, greedy, max_new_tokens=8)
+    np.testing.assert_array_equal(found.generated.tokens_BN, expected.tokens_BN)
+    with pytest.raises(ValueError, match="there are 10 positions; asked for 11"):
+        write(max_new_tokens=9)
 
 
 def test_samplers_see_the_guesses_as_text():
