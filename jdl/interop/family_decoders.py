@@ -85,6 +85,9 @@ GPT2 = Family(
 )
 
 
+# Rotary positions of a part of each head, or of a context that is named apart.
+_ROTARY_ONLY = {"partial_rotary_factor": 1.0, "original_max_position_embeddings": None}
+
 # The kinds of rotary positions, and the fields that each has, in the order of our attributes.
 _SCALINGS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "default": (lambda: None, ()),
@@ -102,6 +105,8 @@ def _rotary(fields: Config) -> Rotary:
     base = given.pop("rope_theta", None) or fields["rope_theta"]
     kind = given.pop("rope_type", None) or given.get("type", "default")
     given.pop("type", None)
+    if given.get("partial_rotary_factor") == 1:
+        del given["partial_rotary_factor"]
     if kind not in _SCALINGS:
         raise ValueError(f'"rope_type" is {kind!r}; supported are {", ".join(_SCALINGS)}')
     make, wanted = _SCALINGS[kind]
@@ -211,7 +216,7 @@ LLAMA = Family(
         "rope_parameters": None,
         "sliding_window": None,
     },
-    only={"sliding_window": None, "partial_rotary_factor": 1.0},
+    only={"sliding_window": None, **_ROTARY_ONLY},
     module=_llama,
     config=_llama_config,
     outputs=[("LlamaModel", {"head": None}), ("LlamaForCausalLM", {})],
@@ -232,7 +237,7 @@ MISTRAL = LLAMA._replace(
         "max_position_embeddings": 131072,
         "sliding_window": 4096,
     },
-    only={"attention_bias": False, "mlp_bias": False, "partial_rotary_factor": 1.0, "layer_types": None},
+    only={"attention_bias": False, "mlp_bias": False, **_ROTARY_ONLY, "layer_types": None},
     outputs=[("MistralModel", {"head": None}), ("MistralForCausalLM", {})],
 )
 
@@ -247,7 +252,7 @@ QWEN2 = LLAMA._replace(
         "max_position_embeddings": 32768,
         "layer_types": None,
     },
-    only={"use_sliding_window": False, "partial_rotary_factor": 1.0},
+    only={"use_sliding_window": False, **_ROTARY_ONLY},
     module=lambda fields: _qwen2({**fields, "sliding_window": None}),
     outputs=[("Qwen2Model", {"head": None}), ("Qwen2ForCausalLM", {})],
 )

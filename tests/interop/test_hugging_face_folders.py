@@ -218,6 +218,7 @@ REFUSED = [
         "not supported: .'beta': 1",
     ),
     ("llama", {"partial_rotary_factor": 0.5}, '"partial_rotary_factor" is 0.5'),
+    ("llama", {"original_max_position_embeddings": 8}, '"original_max_position_embeddings" is 8'),
     ("llama", {"model_type": "qwen2", "use_sliding_window": True}, '"use_sliding_window" is True'),
     (
         "llama",
