@@ -21,10 +21,8 @@ import numpy as np
 import optax
 
 from experiments import cli, running
-from jdl import data, learners, tasks
+from jdl import data, learners, models, tasks
 from jdl.core import Learner
-from jdl.models.bert import bert
-from jdl.models.transformer import Transformer
 
 PUBLISHED = "none: the text, the tokens and the size are our own"
 
@@ -75,9 +73,9 @@ class Config:
     """How the experiment is run."""
 
 
-def model(config: Config, vocab_size: int) -> Transformer:
+def model(config: Config, vocab_size: int) -> models.Transformer:
     """The network: BERT's, without types of tokens."""
-    return bert(
+    return models.bert(
         vocabulary=vocab_size,
         types=0,
         context=config.context,

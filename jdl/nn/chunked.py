@@ -79,7 +79,8 @@ def chunked_token_scores(
 
     The logits of a chunk are dropped when it is scored, and computed again for the gradient: B * chunk * V of
     them are held instead of B * T * V, for one more product with the output matrix. Rows are not cut, so a
-    batch that is split over devices stays so.
+    batch that is split over devices stays so. The gradient of a parameter is summed over chunks in the
+    parameter's type: keep parameters in float32, and cast them in ``project``.
 
     Args:
         project: pure function of hidden states [B, K, D] to logits [B, K, V]; it may close over parameters.

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import cli, masked_language, reproduce, sentences, shakespeare, torch_shakespeare
-from jdl import data
-from jdl.interop.hugging_face import to_hugging_face
-from jdl.models.bert import bert
+from jdl import data, interop, models
 
 POEM = "the sea is wide and the sky is high\nand nobody knows the reason why\n"
 TEXT = data.Text("tiny_shakespeare", 40 * POEM, 3 * POEM, None, "fingerprint", "made here")
@@ -112,6 +110,18 @@ def test_the_peer_is_the_same_network(torch):
         assert float(deviation) == pytest.approx(float(state[name].std()), rel=0.35)
 
 
+def test_the_peer_is_measured_in_the_same_ways(text, torch):
+    config = shakespeare.Config(
+        steps=2, batch_size=2, context=8, depth=1, width=8, num_heads=2, warmup=1, sampled=3, evaluate_every=1
+    )
+    found = torch_shakespeare.main(config)
+    assert set(found) == {"loss", "sampled", "best", "best_sampled"}
+    assert found["best"] <= found["loss"]
+    size = data.character_tokenizer(text.train).vocab_size
+    assert found["loss"] == pytest.approx(np.log(size), rel=0.02)
+    assert found["sampled"] == pytest.approx(np.log(size), rel=0.02)
+
+
 def test_hidden_tokens_are_compared_with_how_common_they_are(text, tmp_path):
     config = masked_language.Config(
         vocab_size=262, steps=2, batch_size=2, context=8, depth=1, width=8, num_heads=2, evaluate_every=2,
@@ -180,10 +190,10 @@ def test_other_models_give_logits_of_each_sentence(name):
 
 
 def test_minilm_starts_from_the_weights_of_its_folder(tmp_path):
-    module = bert(vocabulary=30, context=8, width=8, depth=1, num_heads=2)
+    module = models.bert(vocabulary=30, context=8, width=8, depth=1, num_heads=2)
     tokens = np.arange(12, dtype=np.int32).reshape(2, 6)
     variables = module.init(jax.random.key(0), tokens)
-    to_hugging_face(tmp_path, module, variables)
+    interop.to_hugging_face(tmp_path, module, variables)
     config = sentences.Config(model="minilm", weights=str(tmp_path))
     learner = sentences.recipe(config, 30, 3, 8, 10)
     batch = {"inputs": {"tokens": tokens, "lengths": np.array([6, 4], np.int32)}, "labels": np.array([0, 2])}
