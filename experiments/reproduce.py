@@ -61,7 +61,7 @@ HARVARD_2016 = (
     'Harvard NLP, sent-conv-torch, README, of Kim, "Convolutional neural networks for sentence '
     'classification", EMNLP 2014'
 )
-PHRASES = "The published network was trained on the phrases of the treebank too, ours on its 6,920 sentences."
+PHRASES = "The published network learnt from the phrases of the treebank too, ours from 6,920 sentences."
 SENTENCE_MODELS: dict[sentences.ModelName, str] = {
     "textcnn": "TextCNN, vectors from scratch,",
     "bilstm": "Bidirectional LSTM",
