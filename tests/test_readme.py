@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 README = Path(__file__).parents[1] / "README.md"
@@ -31,6 +32,20 @@ def test_published_weights_go_into_a_network_with_another_head(tmp_path, monkeyp
     exec(compile(examples()[1], str(README), "exec"), names)
     assert [x.shape for x in names["maps"]] == [(1, 8, 8, 128), (1, 2, 2, 512)]
     assert names["variables"]["params"]["head"]["bias"].shape == (5,)
+
+
+def test_a_small_gpt_writes_and_goes_to_hugging_face_and_back(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("safetensors")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(examples()[2], str(README), "exec"), names)
+    written = names["tokenizer"].decode(names["written"].rows()[0])
+    assert len(written) == 50
+    assert written in capsys.readouterr().out
+    assert names["fitted"].history.series("train", "loss")[1][-1] < 2.6
+    back, there = names["variables"], names["fitted"].variables
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), back, there)
+    assert all(jax.tree.leaves(same))
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README.read_text(encoding="utf-8")))
