@@ -81,7 +81,10 @@ def pca(x: Any, components: int) -> PCA:
             f"{N} examples of {D} values have 1 to {min(N, D)} components; got components={components}"
         )
     mean_D = x_ND.mean(0)
-    _, singular, rows = jnp.linalg.svd(x_ND - mean_D.reshape(1, D), full_matrices=False)
+    centred = x_ND - mean_D.reshape(1, D)
+    # A rotation of the examples changes neither, and leaves no more of them than values.
+    centred = jnp.linalg.qr(centred, mode="r") if N > D else centred
+    _, singular, rows = jnp.linalg.svd(centred, full_matrices=False)
     rows_KD = rows[:components]
     largest = jnp.take_along_axis(rows_KD, jnp.abs(rows_KD).argmax(1)[:, None], 1)
     return PCA(

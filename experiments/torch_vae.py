@@ -1,0 +1,132 @@
+"""The recipe of `experiments.vae` in PyTorch: the figure that ours must agree with.
+
+Same network, bits, bound, optimiser and number of images as ``python -m experiments.vae``; initial weights
+(drawn from the same distribution), the order of the images and the noise are PyTorch's own.
+
+    python -m experiments.torch_vae --seeds 0 1 2 --record
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from experiments import ledger, vae
+from jdl import data
+
+PUBLISHED = "none: the reference for the same recipe in jdl"
+NAME = "vae_mnist_torch"
+
+
+def main(seed: int = 0, config: vae.Config = vae.Config()) -> float:  # noqa: B008
+    """Trains the VAE in PyTorch.
+
+    Args:
+        seed: of weights, order and noise.
+        config: the recipe; its bound is the evidence lower bound, of images that are binarised once.
+
+    Returns:
+        Minus the bound on the test images, nats.
+
+    Raises:
+        ValueError: for a recipe of another kind.
+    """
+    import torch
+    from torch import nn
+
+    if config.bound != "elbo" or config.binarize != "once" or config.anneal or config.free_bits:
+        raise ValueError("the peer is of the plain bound on images that are binarised once")
+    torch.manual_seed(seed)
+    train, test = (
+        torch.tensor(x["inputs"].reshape(len(x["inputs"]), -1)).float()
+        for x in vae.prepared(config, data.load(config.dataset))
+    )
+    D, Z = train.shape[1], config.latent
+
+    def network(*widths: int) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for a, b in itertools.pairwise(widths):
+            dense = nn.Linear(a, b)
+            # Flax's: normal within two deviations, and then of variance 1 / a; biases are 0.
+            nn.init.trunc_normal_(dense.weight, 0.0, 1.0, -2.0, 2.0)
+            dense.weight.data.mul_(1 / (0.87962566103423978 * a**0.5))
+            nn.init.zeros_(dense.bias)
+            layers += [dense, nn.ReLU()]
+        return nn.Sequential(*layers[:-1])
+
+    encoder = network(D, *config.hidden, 2 * Z)
+    decoder = network(Z, *config.hidden[::-1], D)
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    optimizer = torch.optim.Adam(parameters, config.learning_rate)
+
+    def minus_bound(x: torch.Tensor) -> torch.Tensor:
+        mean, log_std = encoder(x).chunk(2, -1)
+        z = mean + log_std.exp() * torch.randn_like(mean)
+        reconstruction = nn.functional.binary_cross_entropy_with_logits(decoder(z), x, reduction="sum")
+        kl = 0.5 * (mean**2 + torch.expm1(2 * log_std)) - log_std
+        return (reconstruction + config.beta * kl.sum()) / len(x)
+
+    rows = torch.randperm(len(train))
+    at = 0
+    for _ in range(config.steps):
+        if at + config.batch_size > len(rows):
+            # What is left of one pass, and the start of the next.
+            rows, at = torch.cat([rows[at:], torch.randperm(len(train))]), 0
+        batch, at = train[rows[at : at + config.batch_size]], at + config.batch_size
+        optimizer.zero_grad(set_to_none=True)
+        loss = minus_bound(batch)
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        return float(np.mean([float(minus_bound(x)) for x in test.split(1000)]))
+
+
+def record(seeds: Sequence[int], *, busy: bool = False) -> ledger.Result:
+    """Measures the seeds, and makes the ledger's entry."""
+    config = vae.Config()
+    losses, meters = [], []
+    for seed in seeds:
+        with ledger.Meter() as meter:
+            losses.append(main(seed, config))
+        meters.append(meter)
+        print(f"seed {seed}: {losses[-1]:.2f} nats in {meter.seconds:.0f} s", flush=True)
+    note = "The peer of vae_mnist."
+    return ledger.Result(
+        name=NAME,
+        title="VAE of 20 codes on binary MNIST, in PyTorch",
+        group="Autoencoders",
+        paper="",
+        published=None,
+        metric="minus the bound",
+        goal="min",
+        unit="nats",
+        seeds=tuple(seeds),
+        values=tuple(losses),
+        dataset="MNIST, binarised once, 50,000 training and 10,000 test images",
+        fingerprint=data.load(config.dataset).fingerprint,
+        config={"steps": config.steps, "batch_size": config.batch_size},
+        command=f"python -m experiments.torch_vae --seeds {' '.join(map(str, seeds))}",
+        seconds=tuple(meter.seconds for meter in meters),
+        energy_wh=None
+        if any(m.energy_wh is None for m in meters)
+        else tuple(m.energy_wh or 0.0 for m in meters),
+        energy_how=meters[0].how,
+        device=ledger.device_description(),
+        date=datetime.date.today().isoformat(),
+        note=f"{note} The machine ran other work too: times are upper bounds." if busy else note,
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser("python -m experiments.torch_vae", description=__doc__)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--record", action="store_true", help="enter the result into the ledger")
+    parser.add_argument("--busy", action="store_true", help="note that the machine runs other work too")
+    options = parser.parse_args()
+    found = record(options.seeds, busy=options.busy)
+    if options.record:
+        print(f"recorded in {ledger.record(found)}")
