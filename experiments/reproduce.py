@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from experiments import (
+    anomaly,
     cli,
+    deep_autoencoder,
     images,
     ledger,
     lenet,
@@ -30,7 +32,9 @@ from experiments import (
     shakespeare,
     two_conv,
     unet_isbi,
+    vae,
     vit,
+    vqvae,
 )
 from jdl import data, train
 from jdl.train.history import to_json
@@ -69,6 +73,13 @@ SENTENCE_MODELS: dict[sentences.ModelName, str] = {
     "minilm": "MiniLM, fine-tuned,",
 }
 SENTENCE_SETS: dict[sentences.DatasetName, float] = {"sst2": 83.5, "mr": 75.9, "trec": 88.2}
+
+FLAX_VAE = "The README of the example vae of Flax"
+BURDA_2016 = 'Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders", ICLR 2016'
+HINTON_2006 = (
+    'Hinton and Salakhutdinov, "Reducing the dimensionality of data with neural networks", Science 313, 2006'
+)
+OORD_2017 = 'Van den Oord, Vinyals and Kavukcuoglu, "Neural discrete representation learning", NeurIPS 2017'
 
 SPLITS = {
     "digits": "UCI 8x8 digits, 1,437 training and 360 test images (stratified)",
@@ -280,6 +291,71 @@ RECIPES = {
         )
         for model, title in SENTENCE_MODELS.items()
         for dataset, published in SENTENCE_SETS.items()
+    },
+    "vae_mnist": Recipe(
+        vae.main,
+        vae.Config(),
+        "VAE of 20 codes on binary MNIST",
+        ledger.Published(104.0, "README, about", "recalled"),
+        "Trained on the first 50,000 images. Binarised once with a seed of our own: other draws of the same "
+        "distribution as the published bits. experiments.torch_vae trains the same in PyTorch.",
+        FLAX_VAE,
+        metric="minus the bound on the test images",
+        unit="nats",
+        figure=lambda outcome: outcome.test["loss"],
+        group="Autoencoders",
+    ),
+    "iwae_mnist": Recipe(
+        vae.main,
+        vae.STRONGER,
+        "Importance-weighted autoencoder of 50 codes on binary MNIST",
+        ledger.Published(85.54, "table 1, one stochastic layer, k = 5", "recalled"),
+        "100 passes, the paper 3,280; -log p estimated by 1,000 samples, the paper's by 5,000. Test images "
+        "binarised once with a seed of our own.",
+        BURDA_2016,
+        metric="minus the log-likelihood of the test images",
+        unit="nats",
+        figure=lambda outcome: outcome.test["negative_log_likelihood"],
+        group="Autoencoders",
+    ),
+    "deep_autoencoder_mnist": Recipe(
+        deep_autoencoder.main,
+        deep_autoencoder.Config(),
+        "Deep autoencoder of 30 codes on MNIST",
+        ledger.Published(3.00, "figure 2B", "recalled"),
+        "The paper's widths with rectifiers and Adam, without its layer-wise training. 30 principal "
+        "components give 13.87, here as there.",
+        HINTON_2006,
+        metric="squared error of a test image",
+        unit="",
+        figure=lambda outcome: outcome.test["squared_error"],
+        group="Autoencoders",
+    ),
+    "vqvae_cifar10_short": Recipe(
+        vqvae.main,
+        vqvae.Config(width=32, steps=2000, prior_features=32, prior_depth=4, prior_steps=2000),
+        "VQ-VAE of 64 codes and a PixelCNN over them, on CIFAR-10, 2,000 steps each",
+        ledger.Published(4.67, "section 4.1", "recalled"),
+        "The published figure is of 640 codes an image, a wider network and more steps.",
+        OORD_2017,
+        metric="bits per dimension",
+        unit="bits",
+        figure=lambda outcome: outcome.test["bits_per_dimension_with_prior"],
+        group="Autoencoders",
+    ),
+    **{
+        f"anomaly_mnist_{digit}": Recipe(
+            anomaly.main,
+            anomaly.Config(left_out=digit),
+            f"The digit {digit} told by an autoencoder of the others",
+            note="By the squared error of reconstructions; log-likelihood and PCA are in the run's folder.",
+            metric="area under the ROC curve",
+            unit="",
+            goal="max",
+            figure=lambda outcome: outcome.test["auroc_reconstruction"],
+            group="Autoencoders",
+        )
+        for digit in range(10)
     },
 }
 
