@@ -2,10 +2,13 @@
 
     python -m experiments.eight_gaussians
 
-The same two small networks (three hidden layers of 128) learn eight normal distributions of deviation 0.02 on
-a circle of radius 2, by each loss, over several seeds. What is counted: modes with at least a tenth of their
-share of 2,000 samples within 3 deviations, and the share of samples that lie so near to a mode. The minimax
-loss, whose slope vanishes where the discriminator is sure, fails.
+The same two small networks (three hidden layers of 64) learn eight normal distributions of deviation 0.1 on
+a circle of radius 2, by each loss, over several seeds. What is counted: modes with at least a quarter of
+their share of 2,000 samples within 3 deviations, and the share of samples that lie so near to a mode.
+
+As the first GAN was (minimax, no penalty) modes are lost, and to the non-saturating loss alone too. With a
+penalty on the discriminator's slope every loss reaches all of them, the minimax one included: the penalty
+decides, not the loss.
 
 The mixture is that of Metz, Poole, Pfau and Sohl-Dickstein, "Unrolled generative adversarial networks", 2017,
 and Srivastava et al., "VEEGAN", 2017.
@@ -30,14 +33,15 @@ from jdl.core import Learner
 
 PUBLISHED = "none: papers show pictures of these eight modes, and settings differ"
 
-DEVIATION, RADIUS, K = 0.02, 2.0, 8
+DEVIATION, RADIUS, K = 0.1, 2.0, 8
 CENTRES = RADIUS * np.stack([[np.cos(a), np.sin(a)] for a in 2 * np.pi * np.arange(K) / K])
 
 GAMES: dict[str, dict[str, Any]] = {
     "minimax": {"loss": "minimax"},
+    "minimax_r1": {"loss": "minimax", "r1": 0.1},
     "non_saturating": {"loss": "non_saturating"},
     "non_saturating_r1": {"loss": "non_saturating", "r1": 0.1},
-    "least_squares": {"loss": "least_squares", "r1": 0.1},
+    "least_squares_r1": {"loss": "least_squares", "r1": 0.5},
     "wasserstein_gp": {"loss": "wasserstein", "gradient_penalty": 0.1, "discriminator_steps": 5},
     "hinge_r1": {"loss": "hinge", "r1": 0.1},
 }
@@ -50,13 +54,13 @@ class Config:
 
     games: tuple[str, ...] = tuple(GAMES)
     """Which of them, in order."""
-    steps: int = 6000
+    steps: int = 3000
     """Updates of the generator."""
-    batch_size: int = 256
+    batch_size: int = 128
     """Points in an update of either player."""
     learning_rate: float = 1e-3
     """Of both players, by Adam with a momentum of 0.5; falls along a cosine."""
-    width: int = 128
+    width: int = 64
     """Units of each of the three hidden layers."""
     latents: int = 16
     """Latent variables."""
@@ -115,7 +119,7 @@ def measure(config: Config, name: str, seed: int, picture: Path) -> dict[str, An
     z = jax.random.normal(jax.random.key(1000 + seed), (config.samples, config.latents))
     samples = np.asarray(jax.jit(fitted.predict)(z))
     modes = audit.nearest_mode(samples, CENTRES, 3 * DEVIATION)
-    found = audit.count_modes(modes, K, at_least=max(1, config.samples // (10 * K)))
+    found = audit.count_modes(modes, K, at_least=max(1, config.samples // (4 * K)))
     _draw(samples, picture, f"{name}, seed {seed}: {found.covered} of {K} modes")
     last = fitted.history.last("train")
     return {

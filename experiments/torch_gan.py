@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,15 @@ def penalty(judge: Any, real: Any, fake: Any) -> Any:
     return (slope.flatten(1).norm(dim=1) - 1).square().mean()
 
 
-def train(config: Config) -> tuple[np.ndarray, float]:
-    """Trains a GAN in PyTorch.
+def match(config: Config, shape: tuple[int, ...]) -> tuple[Any, Callable[[Callable[[], Any]], None]]:
+    """The generator, and a function that takes both players through a turn.
+
+    Args:
+        config: the settings.
+        shape: of an image, (H, W, C).
 
     Returns:
-        Samples as uint8 images [M, H, W, C], and the seconds that a step took.
+        The generator's module, and ``next batch -> None``; what it is given makes batches [B, C, H, W].
 
     Raises:
         ValueError: for settings that have no peer.
@@ -120,24 +125,15 @@ def train(config: Config) -> tuple[np.ndarray, float]:
     if config.architecture != "convolutional" or config.conditional or config.augment or config.r1:
         raise ValueError("the peer has the convolutional networks, without labels, augmentation or r1")
     torch.manual_seed(config.seed)
-    recipe, judges = gan.RECIPES[config.recipe], gan.updates(config)
-    images = data.load(config.dataset).train["inputs"]
-    x = torch.tensor(images.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1)
-    size, channels = (images.shape[1], images.shape[2]), images.shape[3]
-    make = generator(size, channels, config.width, config.latents)
-    judge = discriminator(size, channels, config.width, recipe.normalization)
+    recipe, judges, size = gan.RECIPES[config.recipe], gan.updates(config), (shape[0], shape[1])
+    make = generator(size, shape[2], config.width, config.latents)
+    judge = discriminator(size, shape[2], config.width, recipe.normalization)
     rate = config.learning_rate or recipe.learning_rate
     of_make, of_judge = (torch.optim.Adam(net.parameters(), rate, recipe.betas) for net in (make, judge))
 
-    def rows() -> Any:
-        while True:
-            order = torch.randperm(len(x))
-            yield from order[: len(order) // config.batch_size * config.batch_size].split(config.batch_size)
-
-    batches, start = rows(), time.perf_counter()
-    for _ in range(config.steps):
+    def turn(batch: Callable[[], Any]) -> None:
         for _ in range(judges):
-            real = x[next(batches)]
+            real = batch()
             with torch.no_grad():
                 fake = make(torch.randn(len(real), config.latents))
             loss, _ = losses(recipe.loss, judge(real), judge(fake))
@@ -151,6 +147,30 @@ def train(config: Config) -> tuple[np.ndarray, float]:
         of_make.zero_grad(set_to_none=True)
         loss.backward()
         of_make.step()
+
+    return make, turn
+
+
+def train(config: Config) -> tuple[np.ndarray, float]:
+    """Trains a GAN in PyTorch.
+
+    Returns:
+        Samples as uint8 images [M, H, W, C], and the seconds that a turn took.
+    """
+    import torch
+
+    images = data.load(config.dataset).train["inputs"]
+    x = torch.tensor(images.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1)
+    make, turn = match(config, images.shape[1:])
+
+    def rows() -> Iterator[Any]:
+        while True:
+            order = torch.randperm(len(x))
+            yield from order[: len(order) // config.batch_size * config.batch_size].split(config.batch_size)
+
+    batches, start = rows(), time.perf_counter()
+    for _ in range(config.steps):
+        turn(lambda: x[next(batches)])
     seconds = (time.perf_counter() - start) / config.steps
     make.eval()
     with torch.no_grad():

@@ -41,6 +41,8 @@ def collapse_alarm(
       are named.
     - Samples that are not finite.
 
+    At the first look nothing else is told: what an untrained generator makes is no collapse.
+
     Args:
         latents: what the generator samples from, always the same: latents, or what `predict` takes.
         preprocess: function of an example's ``inputs`` that makes them what the generator makes.
@@ -58,7 +60,8 @@ def collapse_alarm(
     Example:
         >>> data = {"inputs": np.random.default_rng(0).normal(size=(50, 2))}
         >>> alarm = collapse_alarm(np.arange(50), tell=print)
-        >>> found = alarm(lambda z: np.ones((50, 2)) + z[:, None] / 1000, lambda i: data)
+        >>> collapsed = lambda z: np.ones((50, 2)) + z[:, None] / 1000
+        >>> _, found = (alarm(collapsed, lambda i: data) for _ in range(2))
         collapse: samples vary 1 % as much as the data; 100 % of the samples nearly repeat another
         >>> found["signs"]
         2
@@ -69,7 +72,10 @@ def collapse_alarm(
     if spread < 0 or not 0 <= duplicates <= 1:
         raise ValueError(f"spread is a ratio and duplicates a share; got {spread} and {duplicates}")
 
+    is_first = True
+
     def evaluator(predict: Callable[[Any], Any], batches: Any) -> dict[str, Any]:
+        nonlocal is_first
         samples = np.asarray(predict(latents), np.float64)
         if not np.isfinite(samples).all():
             tell("collapse: samples are not finite")
@@ -97,8 +103,9 @@ def collapse_alarm(
             if missing:
                 which = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
                 signs.append(f"{len(missing)} of {len(wanted)} modes have no sample: {which}")
-        if signs:
+        if signs and not is_first:
             tell(f"collapse: {'; '.join(signs)}")
+        is_first = False
         return {**found, "signs": len(signs)}
 
     return evaluator

@@ -30,7 +30,12 @@ def seen(samples, **options):
     alarm = collapse_alarm(
         np.arange(80), modes=lambda x: nearest_mode(x, CENTRES, 1), tell=said.append, **options
     )
-    return alarm(lambda latents: samples[latents], Set()), said
+    look = lambda: alarm(lambda latents: samples[latents], Set())
+    first = look()
+    assert not said or not np.isfinite(samples).all(), "an untrained generator has not collapsed"
+    said.clear()
+    assert first["signs"] == look()["signs"]
+    return first, said
 
 
 def test_says_nothing_where_all_is_well():
