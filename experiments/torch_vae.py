@@ -11,15 +11,62 @@ from __future__ import annotations
 import argparse
 import datetime
 import itertools
-from collections.abc import Sequence
-
-import numpy as np
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from experiments import ledger, vae
 from jdl import data
 
 PUBLISHED = "none: the reference for the same recipe in jdl"
 NAME = "vae_mnist_torch"
+
+
+def match(config: vae.Config, D: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """The network of a recipe for images of D pixels.
+
+    Returns:
+        Minus the bound of a batch, a mean; and a function that takes an optimiser's step on it.
+
+    Raises:
+        ValueError: for a recipe of another kind.
+    """
+    import torch
+    from torch import nn
+
+    if config.bound != "elbo" or config.binarize != "once" or config.anneal or config.free_bits:
+        raise ValueError("the peer is of the plain bound on images that are binarised once")
+
+    def network(*widths: int) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for a, b in itertools.pairwise(widths):
+            dense = nn.Linear(a, b)
+            # Flax's: normal within two deviations, and then of variance 1 / a; biases are 0.
+            nn.init.trunc_normal_(dense.weight, 0.0, 1.0, -2.0, 2.0)
+            dense.weight.data.mul_(1 / (0.87962566103423978 * a**0.5))
+            nn.init.zeros_(dense.bias)
+            layers += [dense, nn.ReLU()]
+        return nn.Sequential(*layers[:-1])
+
+    encoder = network(D, *config.hidden, 2 * config.latent)
+    decoder = network(config.latent, *config.hidden[::-1], D)
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    optimizer = torch.optim.Adam(parameters, config.learning_rate, fused=True)
+
+    def minus_bound(x: Any) -> Any:
+        mean, log_std = encoder(x).chunk(2, -1)
+        z = mean + log_std.exp() * torch.randn_like(mean)
+        reconstruction = nn.functional.binary_cross_entropy_with_logits(decoder(z), x, reduction="sum")
+        kl = 0.5 * (mean**2 + torch.expm1(2 * log_std)) - log_std
+        return (reconstruction + config.beta * kl.sum()) / len(x)
+
+    def step(x: Any) -> Any:
+        optimizer.zero_grad(set_to_none=True)
+        loss = minus_bound(x)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return minus_bound, step
 
 
 def main(seed: int = 0, config: vae.Config = vae.Config()) -> float:  # noqa: B008
@@ -36,53 +83,23 @@ def main(seed: int = 0, config: vae.Config = vae.Config()) -> float:  # noqa: B0
         ValueError: for a recipe of another kind.
     """
     import torch
-    from torch import nn
 
-    if config.bound != "elbo" or config.binarize != "once" or config.anneal or config.free_bits:
-        raise ValueError("the peer is of the plain bound on images that are binarised once")
     torch.manual_seed(seed)
     train, test = (
         torch.tensor(x["inputs"].reshape(len(x["inputs"]), -1)).float()
         for x in vae.prepared(config, data.load(config.dataset))
     )
-    D, Z = train.shape[1], config.latent
-
-    def network(*widths: int) -> nn.Sequential:
-        layers: list[nn.Module] = []
-        for a, b in itertools.pairwise(widths):
-            dense = nn.Linear(a, b)
-            # Flax's: normal within two deviations, and then of variance 1 / a; biases are 0.
-            nn.init.trunc_normal_(dense.weight, 0.0, 1.0, -2.0, 2.0)
-            dense.weight.data.mul_(1 / (0.87962566103423978 * a**0.5))
-            nn.init.zeros_(dense.bias)
-            layers += [dense, nn.ReLU()]
-        return nn.Sequential(*layers[:-1])
-
-    encoder = network(D, *config.hidden, 2 * Z)
-    decoder = network(Z, *config.hidden[::-1], D)
-    parameters = [*encoder.parameters(), *decoder.parameters()]
-    optimizer = torch.optim.Adam(parameters, config.learning_rate)
-
-    def minus_bound(x: torch.Tensor) -> torch.Tensor:
-        mean, log_std = encoder(x).chunk(2, -1)
-        z = mean + log_std.exp() * torch.randn_like(mean)
-        reconstruction = nn.functional.binary_cross_entropy_with_logits(decoder(z), x, reduction="sum")
-        kl = 0.5 * (mean**2 + torch.expm1(2 * log_std)) - log_std
-        return (reconstruction + config.beta * kl.sum()) / len(x)
-
-    rows = torch.randperm(len(train))
-    at = 0
+    minus_bound, step = match(config, train.shape[1])
+    rows, at = torch.randperm(len(train)), 0
     for _ in range(config.steps):
         if at + config.batch_size > len(rows):
             # What is left of one pass, and the start of the next.
             rows, at = torch.cat([rows[at:], torch.randperm(len(train))]), 0
-        batch, at = train[rows[at : at + config.batch_size]], at + config.batch_size
-        optimizer.zero_grad(set_to_none=True)
-        loss = minus_bound(batch)
-        loss.backward()
-        optimizer.step()
+        step(train[rows[at : at + config.batch_size]])
+        at += config.batch_size
     with torch.no_grad():
-        return float(np.mean([float(minus_bound(x)) for x in test.split(1000)]))
+        parts = [(float(minus_bound(x)), len(x)) for x in test.split(1000)]
+    return sum(loss * n for loss, n in parts) / len(test)
 
 
 def record(seeds: Sequence[int], *, busy: bool = False) -> ledger.Result:
