@@ -145,10 +145,10 @@ def _in_turn(
 
 
 def _together(made: Metrics, judged: Metrics) -> Metrics:
-    """The players' metrics, those that both have under names that say whose they are."""
-    both = {name for name in made if name in judged and name != FAULTS}
+    """The players' metrics; those of a learner, and all that both have, by names that say whose they are."""
+    whose = {"loss", "grad_norm", "learning_rate"} | (made.keys() & judged.keys())
     named = {
-        f"{player}_{name}" if name in both else name: metric
+        f"{player}_{name}" if name in whose else name: metric
         for player, metrics in (("generator", made), ("discriminator", judged))
         for name, metric in metrics.items()
         if name != FAULTS

@@ -41,10 +41,14 @@ def power_iteration(matrix_KF: jax.Array, u_F: jax.Array, v_K: jax.Array, steps:
         3.0
     """
     matrix = jax.lax.stop_gradient(matrix_KF.astype(jnp.float32))
-    for _ in range(steps):
-        u_F = _unit(_product(v_K, matrix))
-        v_K = _unit(_product(matrix, u_F))
-    return u_F, v_K
+
+    def step(_: Any, vectors: Any) -> Any:
+        u_F = _unit(_product(vectors[1], matrix))
+        return u_F, _unit(_product(matrix, u_F))
+
+    if steps == 1:
+        return step(0, (u_F, v_K))
+    return jax.lax.fori_loop(0, steps, step, (u_F, v_K))
 
 
 def spectral_norm(matrix_KF: jax.Array, u_F: jax.Array, v_K: jax.Array) -> jax.Array:

@@ -81,7 +81,7 @@ def test_metrics_say_whose_they_are():
     _, metrics = jax.eval_shape(learner.step, state, batch())
     assert set(metrics) == {
         "generator_loss", "generator_grad_norm", "discriminator_loss", "discriminator_grad_norm",
-        "learning_rate", "real_logit", "fake_logit", "real_above_fake", FAULTS,
+        "discriminator_learning_rate", "real_logit", "fake_logit", "real_above_fake", FAULTS,
     }  # fmt: skip
     assert "loss not finite of the generator" in metrics[FAULTS]
 
