@@ -24,7 +24,7 @@ from experiments import cli, running
 from experiments.pictures import Pictures, save
 from jdl import audit, data, learners, models, nn, tasks
 from jdl.core import Learner
-from jdl.generation.maps import sample_map
+from jdl.generation import sample_map
 from jdl.nn.quantization import perplexity
 
 PUBLISHED = "4.67 bits a dimension with ten maps of codes (van den Oord et al. 2017, section 4; recalled)"
@@ -48,7 +48,7 @@ class Config:
     """Numbers in an entry."""
     decay: float = 0.99
     """Of the codebook's moving averages; 0 learns it by gradients."""
-    restart: float = 0.1
+    restart: float = 1.0
     """Entries used less often in a batch than this start again; 0 for never."""
     commitment: float = 0.25
     """Weight of the distance between vectors and entries."""

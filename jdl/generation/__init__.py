@@ -3,12 +3,13 @@
 A `jdl.core.Decoder` is a model as pure functions, and `decoder` makes one of a module; a sampler is a pure
 function on logits. `generate` writes after a batch of ragged prompts in one compiled loop, `stream` yields
 the tokens as they come, `beam_search` looks for the most likely text, and `speculative` has a small model
-guess ahead for a large one.
+guess ahead for a large one. `sample_map` draws maps of symbols, such as images, place by place.
 """
 
 from jdl.generation.beam import Beams, beam_search, gnmt, per_token
 from jdl.generation.decoder import decoder
 from jdl.generation.generate import Generated, generate, stream
+from jdl.generation.maps import sample_map
 from jdl.generation.penalties import (
     banned,
     frequency_penalty,
@@ -45,6 +46,7 @@ __all__ = [
     "per_token",
     "presence_penalty",
     "repetition_penalty",
+    "sample_map",
     "speculative",
     "stream",
     "temperature",

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdl.generation.maps import sample_map
+from jdl.generation import sample_map
 from tests.compiling import jit
 
 
