@@ -8,6 +8,7 @@ What it has learnt: `activations`, `filters`, `maximally_activating`, `invert`, 
 
 from jdl.audit.anomaly import auroc, reconstruction_errors
 from jdl.audit.collapse import collapse_alarm, saturation_alarm
+from jdl.audit.components import PCA, pca
 from jdl.audit.features import feature_visualization, invert, maximally_activating
 from jdl.audit.generative import (
     Estimate,
@@ -41,7 +42,6 @@ from jdl.audit.neighbours import (
     nearest_mode,
     support,
 )
-from jdl.audit.pca import PCA, pca
 from jdl.audit.plots import plot_images, plot_probes, plot_signal
 from jdl.audit.probes import linear_probe, probe_layers
 from jdl.audit.signal import SignalReport, signal_report

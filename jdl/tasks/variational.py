@@ -168,11 +168,10 @@ def importance_weighted(module: Any, likelihood: Likelihood | None = None, *, sa
     Example:
         >>> from jdl.models import VAE
         >>> task = importance_weighted(VAE((4,), latent=2, hidden=(8,)), samples=3)
-        >>> batch = {"inputs": jnp.ones((5, 4))}
-        >>> variables = jax.jit(task.init)(jax.random.key(0), batch)
-        >>> total, (weight, _, _) = jax.jit(task.loss)(variables, batch, jax.random.key(1))
-        >>> float(weight)
-        5.0
+        >>> batch, key = {"inputs": jnp.ones((5, 4))}, jax.random.key(0)
+        >>> variables = jax.eval_shape(task.init, key, batch)
+        >>> sorted(jax.eval_shape(task.evaluate, variables, batch, key))
+        ['bits_per_dimension', 'faults', 'kl', 'loss', 'reconstruction']
 
     Reference:
         Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders", 2016, equation 8.
@@ -239,9 +238,10 @@ def latent_model(module: Any, variables: Variables, likelihood: Likelihood | Non
     Example:
         >>> from jdl.models import VAE
         >>> module, x = VAE((4,), latent=2, hidden=(8,)), jnp.ones((5, 4))
-        >>> model = latent_model(module, jax.jit(module.init)(jax.random.key(0), x))
-        >>> jax.eval_shape(model.log_joint, jnp.zeros((5, 2)), x).shape
-        (5,)
+        >>> variables = jax.eval_shape(module.init, jax.random.key(0), x)
+        >>> make = lambda variables: latent_model(module, variables).decode(jnp.zeros((5, 2)))
+        >>> jax.eval_shape(make, variables).shape
+        (5, 4)
     """
     likelihood = likelihood or bernoulli()
     encode, decode = functions(module, "encode").predict, functions(module, "decode").predict
