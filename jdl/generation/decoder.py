@@ -85,7 +85,7 @@ def decoder(module: Any, variables: Variables, source: Any = None) -> Decoder:
     reads = callable(getattr(module, "encode", None))
     if reads != (source is not None):
         raise ValueError(f"{name} reads a source; give one" if reads else f"{name} reads no source")
-    memory = (module.apply(variables, source, method="encode"),) if reads else ()
+    memory = (_encoded(Partial(_Method(module, "encode"), variables), source),) if reads else ()
     init_cache = Partial(_InitCache(module), memory)
     rewind: Partial | None = None
     if callable(getattr(module, "rewind", None)):
@@ -93,6 +93,12 @@ def decoder(module: Any, variables: Variables, source: Any = None) -> Decoder:
     elif _has_lengths(jax.eval_shape(lambda: init_cache(_rows(memory), 1))):
         rewind = Partial(_set_lengths)
     return Decoder(init_cache, Partial(_Method(module, "extend"), variables), rewind)
+
+
+@jax.jit
+def _encoded(encode: Partial, source: Any) -> PyTree:
+    """The memory, by one program for all sources of a shape: layer by layer it takes far longer."""
+    return encode(source)
 
 
 def _rows(memory: PyTree) -> int:

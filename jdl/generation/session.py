@@ -87,6 +87,9 @@ def check(
         if isinstance(leaf, Sequences):
             check_tokens(leaf.tokens_NL[leaf.tokens_NL >= 0], V, "sampler")
     needed = longest + max_new_tokens - 1
+    if draft is not None:
+        # However short the text, both read two tokens at once.
+        needed = max(needed, 2)
     if capacity is None:
         capacity = _capacity([decoder] if draft is None else [decoder, draft], B, needed)
     if needed > capacity:

@@ -20,29 +20,37 @@ from jdl.generation import (
     temperature,
     top_p,
 )
+from jdl.generation.session import check
 from jdl.generation.speculative import accept
 from tests.generation.standins import V, attentive, attentive_logits, log_softmax, recurrent
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 0, 1, 2, 3, 4, 5]]
 LIMIT = 13
+ROOM = {"max_new_tokens": LIMIT, "capacity": 32}
+by_target = functools.partial(generate, attentive(), PROMPTS, 0, **ROOM)
 
 
-@pytest.mark.parametrize("guesses", [1, 4])
-def test_greedy_writes_what_the_target_writes(guesses):
-    plain = generate(attentive(), PROMPTS, 0, greedy, max_new_tokens=LIMIT, capacity=32)
-    stop = [plain.rows()[0][4:6].tolist(), plain.rows()[2][6:7].tolist()]
-    write = functools.partial(speculative, attentive(), prompts=PROMPTS, key=0, guesses=guesses, capacity=32)
-    expected = generate(attentive(), PROMPTS, 0, greedy, max_new_tokens=LIMIT, stop=stop, capacity=32)
+def test_greedy_writes_what_the_target_writes():
+    plain = by_target(greedy, stop=[[0, 0], [1]])
+    stop = [plain.rows()[0][2:4].tolist(), plain.rows()[2][4:5].tolist()]
+    expected = by_target(greedy, stop=stop)
     assert "stop" in expected.reasons()
     accepted = []
     for draft in (attentive(seed=1), attentive(seed=0, scale=1.9), attentive()):
-        found = write(draft=draft, sampler=greedy, max_new_tokens=LIMIT, stop=stop)
+        found = speculative(attentive(), draft, PROMPTS, 0, greedy, guesses=4, stop=stop, **ROOM)
         for x, y in zip(found.generated, expected, strict=True):
             np.testing.assert_allclose(x, y, atol=1e-5)
         assert (found.accepted_B <= found.guessed_B).all()
         accepted.append(float(found.accepted_B.sum() / found.guessed_B.sum()))
     assert accepted[0] < accepted[1] <= accepted[2] == 1.0
-    assert found.rounds_B.tolist() == [-(-n // (guesses + 1)) for n in expected.lengths_B.tolist()]
+    assert found.rounds_B.tolist() == [-(-n // 5) for n in expected.lengths_B.tolist()]
+
+
+def test_samplers_see_the_guesses_as_text():
+    sampler = chain(repetition_penalty(1.5), no_repeat_ngram(2), greedy)
+    expected = by_target(sampler)
+    found = speculative(attentive(), attentive(seed=1), PROMPTS, 0, sampler, guesses=1, **ROOM)
+    np.testing.assert_array_equal(found.generated.tokens_BN, expected.tokens_BN)
 
 
 def test_a_draft_with_less_room_than_the_target_is_asked_for_no_more():
@@ -54,20 +62,10 @@ def test_a_draft_with_less_room_than_the_target_is_asked_for_no_more():
         return draft.init_cache.func(weights, batch_size, length)
 
     small = draft._replace(init_cache=Partial(init_cache, *draft.init_cache.args))
-    write = functools.partial(speculative, attentive(), small, [[1, 2, 3]], 0, greedy)
-    found = write(max_new_tokens=8)
-    expected = generate(attentive(), [[1, 2, 3]], 0, greedy, max_new_tokens=8)
-    np.testing.assert_array_equal(found.generated.tokens_BN, expected.tokens_BN)
+    room = lambda n: check(attentive(), [[1, 2, 3]], 0, greedy, n, None, (), None, small).capacity
+    assert room(8) == 10
     with pytest.raises(ValueError, match="there are 10 positions; asked for 11"):
-        write(max_new_tokens=9)
-
-
-def test_samplers_see_the_guesses_as_text():
-    sampler = chain(repetition_penalty(1.5), no_repeat_ngram(2), greedy)
-    arguments = {"max_new_tokens": LIMIT, "capacity": 32}
-    expected = generate(attentive(), PROMPTS, 0, sampler, **arguments)
-    found = speculative(attentive(), attentive(seed=1), PROMPTS, 0, sampler, guesses=4, **arguments)
-    np.testing.assert_array_equal(found.generated.tokens_BN, expected.tokens_BN)
+        speculative(attentive(), small, [[1, 2, 3]], 0, greedy, max_new_tokens=9)
 
 
 distributions = st.lists(st.integers(0, 5), min_size=4, max_size=4).filter(any)
