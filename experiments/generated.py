@@ -30,6 +30,11 @@ def to_bytes(images: Any) -> np.ndarray:
     return np.clip(np.rint((np.asarray(images, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
+@jax.jit
+def _call(predict: Callable[[Any], Any], given: Any) -> Any:
+    return predict(given)
+
+
 def sample(predict: Callable[[Any], Any], given: Any, at_once: int = 500) -> np.ndarray:
     """Samples as uint8 images, computed some at a time.
 
@@ -38,7 +43,8 @@ def sample(predict: Callable[[Any], Any], given: Any, at_once: int = 500) -> np.
         given: latents [M, Z], or a dictionary of arrays [M, ...].
         at_once: how many.
     """
-    predict = jax.jit(predict)
+    # As an argument: weights closed over would be compiled in, anew at every evaluation.
+    whole = predict if isinstance(predict, jax.tree_util.Partial) else jax.tree_util.Partial(predict)
     count = jax.tree.leaves(given)[0].shape[0]
     parts = []
     for i in range(0, count, at_once):
@@ -46,7 +52,7 @@ def sample(predict: Callable[[Any], Any], given: Any, at_once: int = 500) -> np.
         missing = min(at_once, count) - jax.tree.leaves(part)[0].shape[0]
         # The last one is filled up, so that one program serves all.
         filled = jax.tree.map(lambda x, n=missing: np.concatenate([x, np.repeat(x[:1], n, 0)]), part)
-        parts.append(to_bytes(predict(filled))[: min(at_once, count) - missing])
+        parts.append(to_bytes(_call(whole, filled))[: min(at_once, count) - missing])
     return np.concatenate(parts)
 
 
