@@ -73,6 +73,7 @@ def test_a_deep_autoencoder_is_compared_with_principal_components(tmp_path):
     assert (tmp_path / "beside_pca.png").exists()
 
 
+@pytest.mark.slow
 def test_a_vqvae_gets_a_prior_that_draws(tmp_path):
     small = {"width": 8, "depth": 1, "halvings": 1, "entries": 8, "size": 4}
     prior = {"prior_features": 8, "prior_depth": 1, "prior_steps": 40}
