@@ -91,3 +91,17 @@ def recurrent_logits(text, seed=0):
 def log_softmax(logits):
     shifted = np.asarray(logits, np.float64) - np.max(logits)
     return shifted - np.log(np.exp(shifted).sum())
+
+
+def by_hand(logits_of, prompt, limit, stop=()):
+    """The most likely continuation, token by token from whole texts; its log-probabilities; why it ended."""
+    text, log_probs = list(prompt), []
+    for _ in range(limit):
+        logits = log_softmax(logits_of(text))
+        text.append(int(logits.argmax()))
+        log_probs.append(logits.max())
+        written = text[len(prompt) :]
+        for i, sequence in enumerate(stop):
+            if len(written) >= len(sequence) and written[-len(sequence) :] == list(sequence):
+                return written, log_probs, i
+    return text[len(prompt) :], log_probs, -1

@@ -13,26 +13,20 @@ from jax.tree_util import Partial
 
 from jdl.core import Decoder
 from jdl.generation import banned, chain, decoder, generate, greedy, min_length, stream, temperature, top_p
-from tests.generation.standins import V, attentive, attentive_logits, log_softmax, recurrent, recurrent_logits
+from tests.generation.standins import (
+    V,
+    attentive,
+    attentive_logits,
+    by_hand,
+    log_softmax,
+    recurrent,
+    recurrent_logits,
+)
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 0, 1, 2, 3, 4, 5]]
 SAMPLER = chain(temperature(1.5), top_p(0.9))
 # The same shapes where it does not matter, so that tests share compiled programs.
 USUAL = {"capacity": 32, "stop": [[2, 3], 6]}
-
-
-def by_hand(logits_of, prompt, limit, stop=()):
-    """The most likely continuation, token by token from whole texts; its log-probabilities; why it ended."""
-    text, log_probs = list(prompt), []
-    for _ in range(limit):
-        logits = log_softmax(logits_of(text))
-        text.append(int(logits.argmax()))
-        log_probs.append(logits.max())
-        written = text[len(prompt) :]
-        for i, sequence in enumerate(stop):
-            if len(written) >= len(sequence) and written[-len(sequence) :] == list(sequence):
-                return written, log_probs, i
-    return text[len(prompt) :], log_probs, -1
 
 
 @pytest.mark.parametrize(
@@ -86,7 +80,15 @@ def test_a_row_is_the_same_whatever_else_is_in_the_batch(others, prompt, place, 
 
 
 def test_keys_decide_and_are_folded_with_the_row():
-    write = functools.partial(generate, attentive(), [[1]] * 3, sampler=SAMPLER, max_new_tokens=20, **USUAL)
+    write = functools.partial(
+        generate,
+        attentive(),
+        [[1]] * 3,
+        sampler=chain(temperature(9.0), top_p(1.0)),
+        max_new_tokens=20,
+        stop=[[5, 5], [6, 6]],
+        capacity=32,
+    )
     key = jax.random.key(5)
     first, again, other = write(key=key), write(key=5), write(key=jax.random.key(6))
     folded = write(key=jnp.stack([jax.random.fold_in(key, row) for row in range(3)]))

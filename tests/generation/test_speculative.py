@@ -22,7 +22,7 @@ from jdl.generation import (
 )
 from jdl.generation.session import check
 from jdl.generation.speculative import accept
-from tests.generation.standins import V, attentive, attentive_logits, log_softmax, recurrent
+from tests.generation.standins import V, attentive, attentive_logits, by_hand, log_softmax, recurrent
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 0, 1, 2, 3, 4, 5]]
 LIMIT = 13
@@ -31,8 +31,8 @@ by_target = functools.partial(generate, attentive(), PROMPTS, 0, **ROOM)
 
 
 def test_greedy_writes_what_the_target_writes():
-    plain = by_target(greedy, stop=[[0, 0], [1]])
-    stop = [plain.rows()[0][2:4].tolist(), plain.rows()[2][4:5].tolist()]
+    texts = [by_hand(attentive_logits, prompt, LIMIT)[0] for prompt in PROMPTS]
+    stop = [texts[0][4:6], texts[2][6:7]]
     expected = by_target(greedy, stop=stop)
     assert "stop" in expected.reasons()
     accepted = []
