@@ -3,9 +3,10 @@
     python -m experiments.benchmarks                          # everything, as tables
     python -m experiments.benchmarks lenet --seconds 30 --record
 
-Workloads: mlp, lenet, resnet18, resnet20, mobilenet_v2, lstm, gru (a training step beside the peers),
-overhead (the loop of `fit` over its compiled step), feeding (whether reading photographs keeps up with
-training on them), startup (process start to first step, with a cold and a warm cache, and peak memory).
+Workloads: mlp, lenet, resnet18, resnet20, mobilenet_v2, lstm, gru, gpt (a training step beside the peers),
+decoding (a GPT that writes with a cache, one row and many at once), overhead (the loop of `fit` over its
+compiled step), feeding (whether reading photographs keeps up with training on them), startup (process start
+to first step, with a cold and a warm cache, and peak memory).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 import jax
 
 from experiments import ledger
-from experiments.benchmarks import feeding, startup
+from experiments.benchmarks import decoding, feeding, startup
 from experiments.benchmarks.harness import check_equal, started, take_turns
 from experiments.benchmarks.workloads import TWO, WORKLOADS, command, write
 
@@ -91,7 +92,7 @@ def measure_steps(name: str, options: argparse.Namespace) -> list[ledger.Benchma
         peers = [peer for peer in workload.peers if peer in options.peers]
         commands: Commands = [(command(name, contender, Path(folder)), {}) for contender in ways + peers]
         commands.insert(len(ways), (command(name, "jdl", Path(folder)), plain))
-        if len(workload.image) == 2 and jax.default_backend() == "cpu":
+        if len(workload.image) < 3 and jax.default_backend() == "cpu":
             # A step of time is too small a piece of work to share, half of a batch is not.
             flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={TWO}"}
             commands.insert(len(ways), (command(name, "jdl-devices", Path(folder)), flags))
@@ -171,7 +172,25 @@ def measure_feeding(options: argparse.Namespace) -> list[ledger.Benchmark]:
     return [_entry("feeding", feeding.TITLE, "time", "ms", _times(seconds, 1e3), options, "")]
 
 
-OTHERS = {"startup": measure_startup, "feeding": measure_feeding}
+def measure_decoding(options: argparse.Namespace) -> list[ledger.Benchmark]:
+    """Time of writing with a GPT and its cache, for one row and for many."""
+    entries = []
+    for rows in decoding.BATCHES:
+        with tempfile.TemporaryDirectory() as folder:
+            decoding.write(rows, Path(folder))
+            contenders = ["jdl", "jdl-scan", *(["torch"] if "torch" in options.peers else [])]
+            commands: Commands = [(decoding.command(name, Path(folder)), {}) for name in contenders]
+            with started(commands) as workers:
+                check_equal(workers)
+                seconds = take_turns(workers, options.seconds, tolerate=options.tolerate)
+        title, times = f"{decoding.TITLE}, {rows} at once", _times(seconds, 1e3)
+        entries.append(
+            _entry(f"decoding_{rows}", title, "time of all tokens", "ms", times, options, _kept(options))
+        )
+    return entries
+
+
+OTHERS = {"startup": measure_startup, "feeding": measure_feeding, "decoding": measure_decoding}
 
 
 def _kept(options: argparse.Namespace) -> str:

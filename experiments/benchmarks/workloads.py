@@ -16,10 +16,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from experiments import torch_models
+from experiments import torch_gpt, torch_models
 from experiments.benchmarks.harness import Contender, serve
 
-LEARNING_RATE = 1e-3
+LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1
 FIRST_STEPS = 3
 """Steps whose losses show that contenders compute the same."""
 TWO = 2
@@ -34,14 +34,15 @@ class Workload(NamedTuple):
     Attributes:
         title: what a step is, in words.
         batch_size: examples in a batch.
-        image: shape of an input: an image [H, W, C], or a sequence [T, D].
-        classes: number of classes.
+        image: shape of an input: an image [H, W, C], a sequence [T, D], or tokens [T], each of which has a
+            label.
+        classes: number of classes, or of different tokens.
         module: makes jdl's model.
         network: makes PyTorch's, of the functions in `experiments.torch_models`.
         names: the map between the names of their parameters: rules, a function that gives them, or what
             `jdl.interop.names` calls them.
         kernels: shapes of the layers, for the plain Flax peer; it is left out of others.
-        optimizer: "adam", or "sgd" with momentum.
+        optimizer: "adam", "adamw", or "sgd" with momentum.
         peers: what it is measured beside.
     """
 
@@ -53,8 +54,13 @@ class Workload(NamedTuple):
     network: Callable[[], Any]
     names: tuple[tuple[str, ...], ...] | str | Callable[[], Any]
     kernels: tuple[tuple[int, ...], ...] = ()
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     peers: tuple[str, ...] = ("torch", "torch-compile")
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether it is a language model."""
+        return len(self.image) == 1
 
     @property
     def rules(self) -> Any:
@@ -165,6 +171,16 @@ WORKLOADS = {
     ),
     "lstm": _recurrent("lstm"),
     "gru": _recurrent("gru"),
+    "gpt": Workload(
+        "One training step of a GPT of 6 layers, width 192, on 128 tokens, batch 16, AdamW, float32",
+        16,
+        (128,),
+        65,
+        _model("gpt", vocabulary=65, context=128, width=192, depth=6, num_heads=6),
+        functools.partial(torch_gpt.gpt, 65, 128, 192, 6, 6),
+        torch_gpt.NAMES,
+        optimizer="adamw",
+    ),
     "overhead": _of_layers(
         "One training step of an MLP 64-32-10, batch 8, Adam: the loop of fit and its compiled step alone",
         8,
@@ -206,12 +222,17 @@ def write(workload: Workload, folder: Path, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     size = BATCHES * workload.batch_size
     order = data.shuffled({"rows": np.arange(size)}, workload.batch_size, resident=False)
-    inputs = rng.normal(size=(size, *workload.image)).astype(np.float32)
+    if workload.reads_tokens:
+        inputs = rng.integers(0, workload.classes, (size, *workload.image)).astype(np.int32)
+    else:
+        inputs = rng.normal(size=(size, *workload.image)).astype(np.float32)
     variables = jax.jit(workload.module().init)(jax.random.key(seed), inputs[:1])
     np.savez(
         folder / "given.npz",
         inputs=inputs,
-        labels=rng.integers(0, workload.classes, size).astype(np.int32),
+        labels=rng.integers(0, workload.classes, inputs.shape if workload.reads_tokens else size).astype(
+            np.int32
+        ),
         rows=np.stack([order(i)["rows"] for i in range(BATCHES)]),
     )
     weights: Any = interop.export_weights(variables, workload.rules)
@@ -229,7 +250,8 @@ def _optax(given: Given) -> Any:
     import optax
 
     momentum = functools.partial(optax.sgd, momentum=0.9)
-    return (optax.adam if given.workload.optimizer == "adam" else momentum)(LEARNING_RATE)
+    decay = functools.partial(optax.adamw, weight_decay=WEIGHT_DECAY)
+    return {"adam": optax.adam, "adamw": decay, "sgd": momentum}[given.workload.optimizer](LEARNING_RATE)
 
 
 class _Jdl(NamedTuple):
@@ -245,7 +267,10 @@ def _jdl(given: Given) -> _Jdl:
     train.prepare()
     from jdl import data, learners, tasks
 
-    learner = learners.gradient(tasks.classification(given.workload.module()), _optax(given))
+    task = (tasks.next_token if given.workload.reads_tokens else tasks.classification)(
+        given.workload.module()
+    )
+    learner = learners.gradient(task, _optax(given))
     return _Jdl(learner, data.shuffled(given.arrays, given.workload.batch_size, resident=True))
 
 
@@ -415,13 +440,17 @@ def pytorch(given: Given, *, compiled: bool = False) -> Contender:
     optimizer: Any
     if given.workload.optimizer == "adam":
         optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
+    elif given.workload.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(
+            model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
+        )
     else:
         optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9, fused=True)
     forward = torch.compile(model) if compiled else model
 
     def arranged(inputs: np.ndarray) -> Any:
         if inputs.ndim != 4:
-            return torch.tensor(inputs)
+            return torch.tensor(inputs).long() if given.workload.reads_tokens else torch.tensor(inputs)
         return torch.tensor(inputs.transpose(0, 3, 1, 2)).to(memory_format=torch.channels_last)
 
     batches = [(arranged(inputs), torch.tensor(labels).long()) for inputs, labels in given.batches]
@@ -429,7 +458,7 @@ def pytorch(given: Given, *, compiled: bool = False) -> Contender:
     def step(batch: Any) -> Any:
         inputs, labels = batch
         optimizer.zero_grad(set_to_none=True)
-        loss = nn.functional.cross_entropy(forward(inputs), labels)
+        loss = nn.functional.cross_entropy(forward(inputs).flatten(0, -2), labels.flatten())
         loss.backward()
         optimizer.step()
         return loss

@@ -50,7 +50,7 @@ def test_a_different_model_is_found_out(given, tmp_path_factory):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("workload", ["mlp", "lenet", "gru"])
+@pytest.mark.parametrize("workload", ["mlp", "lenet", "gru", "gpt"])
 def test_torch_computes_the_same(workload, tmp_path):
     workloads.write(workloads.WORKLOADS[workload], tmp_path)
     with harness.started(commands(tmp_path, "jdl-one", "torch", workload=workload)) as workers:
