@@ -46,7 +46,8 @@ def llama(size: str = "2-7b", **options: Any) -> Transformer:
         The module.
 
     Raises:
-        ValueError: for another size, and TypeError for an option that there is not.
+        ValueError: for another size, or another width without its depth, heads and hidden features; and
+            TypeError for an option that there is not.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -63,6 +64,9 @@ def llama(size: str = "2-7b", **options: Any) -> Transformer:
     if size not in SIZES:
         raise ValueError(f"llama has the sizes {', '.join(SIZES)}; got {size!r}")
     width, depth, num_heads, num_kv_heads, hidden, others = SIZES[size]
+    missing = [name for name in ("depth", "num_heads", "num_kv_heads", "hidden") if name not in options]
+    if missing and options.get("width", width) != width:
+        raise ValueError(f"another width than that of {size} needs its own {', '.join(missing)} too")
     defaults = {
         "vocabulary": 32000,
         "positions": None,

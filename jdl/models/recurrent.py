@@ -18,7 +18,7 @@ from flax import linen
 
 from jdl import nn
 from jdl.core import Array
-from jdl.nn.linear import as_float
+from jdl.nn.linear import as_float, float32_dot_general
 from jdl.nn.recurrence import Recurrence
 from jdl.nn.recurrence_stack import LockedDropout
 from jdl.nn.sequence import sequence
@@ -165,7 +165,8 @@ class Recurrent(linen.Module):
             y_BTH = pooled(y_BTH, lengths, self.pool, lambda: [direction[0] for direction in last])[:, None]
         y = drop()(y_BTH, train)
         if self.num_classes:
-            y = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(y)
+            dot = float32_dot_general
+            y = nn.Dense(self.num_classes, dtype=self.dtype, dot_general=dot, name="head")(y)
         return y if self.pool == "none" else y[:, 0]
 
 

@@ -14,8 +14,9 @@ import numpy as np
 from flax import linen
 
 from jdl import nn
-from jdl.core import CARRY, LOSSES, Array, PyTree
+from jdl.core import CARRY, LOSSES, Array, PyTree, psum
 from jdl.models.recurrent import CELLS, CellName, embedded, layers_of
+from jdl.nn.linear import float32_dot_general
 from jdl.nn.recurrence import uniform_within
 from jdl.nn.recurrence_stack import LockedDropout
 
@@ -108,7 +109,10 @@ class RecurrentLM(linen.Module):
             self.head_bias = self.param("head_bias", linen.initializers.zeros, (self.vocab_size,))
         else:
             self.head = nn.Dense(
-                self.vocab_size, dtype=self.dtype, kernel_init=uniform_within(self.init_bound)
+                self.vocab_size,
+                dtype=self.dtype,
+                kernel_init=uniform_within(self.init_bound),
+                dot_general=float32_dot_general,
             )
 
     def __call__(self, inputs: Any, train: bool = False) -> Array:
@@ -140,21 +144,20 @@ class RecurrentLM(linen.Module):
     def _sow(self, name: str, weight: float, x_BTH: Array, lengths: Array | None) -> None:
         """Adds ``weight`` times the mean square of x over its real steps to the losses."""
         squares_BT = jnp.square(x_BTH.astype(jnp.float32)).mean(-1)
-        if lengths is None:
-            mean = squares_BT.mean()
-        else:
+        real_BT = jnp.ones(squares_BT.shape, bool)
+        if lengths is not None:
             real_BT = jnp.arange(squares_BT.shape[1])[None] < lengths[:, None]
-            mean = jnp.where(real_BT, squares_BT, 0).sum() / jnp.maximum(real_BT.sum(), 1)
-        self.sow(LOSSES, name, weight * mean)
+        # Of the whole batch, whose rows may be of other lengths on other devices.
+        total, count = psum((jnp.where(real_BT, squares_BT, 0).sum(), real_BT.sum()))
+        self.sow(LOSSES, name, weight * total / jnp.maximum(count, 1))
 
     def logits(self, h_BTH: Array) -> Array:
-        """[..., H] to logits [..., V]."""
+        """[..., H] to float32 logits [..., V]."""
         if not self.tied:
             return self.head(h_BTH)
-        bias_V = self.head_bias.astype(h_BTH.dtype)
-        flat = h_BTH.reshape(-1, self.width)
-        embedding = self.tokens.embedding.astype(flat.dtype)
-        return (flat @ embedding.T + bias_V[None]).reshape(*h_BTH.shape[:-1], self.vocab_size)
+        table_VD = self.tokens.embedding.astype(h_BTH.dtype)
+        logits = float32_dot_general(h_BTH, table_VD, (((h_BTH.ndim - 1,), (1,)), ((), ())))
+        return logits + self.head_bias.reshape((1,) * (logits.ndim - 1) + (-1,))
 
     def init_cache(self, batch_size: int, length: int) -> PyTree:
         """The state before the first token: of each layer (h,), of an LSTM (h, c), each [B, H]."""
@@ -169,7 +172,7 @@ class RecurrentLM(linen.Module):
             Logits [B, T, V] in float32 of the token after each, and the cache.
         """
         y_BTH, cache = self.layers(self.tokens(tokens_BT), lengths_B, cache, False)
-        return self.logits(y_BTH).astype(jnp.float32), cache
+        return self.logits(y_BTH), cache
 
 
 def awd_lstm(vocab_size: int, **options: Any) -> RecurrentLM:
@@ -212,4 +215,5 @@ def tiny() -> tuple[RecurrentLM, dict[str, Any]]:
         "inputs": {"tokens": (tokens[:, :-1] % 7).astype(np.int32), "lengths": lengths},
         "labels": (tokens[:, 1:] % 7).astype(np.int32),
     }
-    return RecurrentLM(7, 4, (6, 4), dropout=0.2, stateful=True, init_bound=0.5), batch
+    losses = {"activation_loss": 0.2, "change_loss": 0.1}
+    return RecurrentLM(7, 4, (6, 4), dropout=0.2, stateful=True, init_bound=0.5, **losses), batch

@@ -16,7 +16,7 @@ from flax import linen
 from jdl import nn
 from jdl.core import Array, PyTree
 from jdl.models.recurrent import CELLS, embedded, layers_of
-from jdl.nn.linear import Dense
+from jdl.nn.linear import Dense, float32_dot_general
 from jdl.nn.recurrence import open_forget_gate
 from jdl.nn.recurrence_attention import AttentiveRecurrence, weights_of_scores
 from jdl.nn.recurrence_stack import LockedDropout
@@ -100,7 +100,7 @@ class Seq2Seq(linen.Module):
         )
         self.drop = LockedDropout(self.dropout, locked=False)
         self.readout = Dense(H, dtype=dtype)
-        self.head = Dense(self.vocab_size, dtype=dtype)
+        self.head = Dense(self.vocab_size, dtype=dtype, dot_general=float32_dot_general)
 
     def __call__(self, inputs: Any, train: bool = False) -> Array:
         """A source and a target to logits [B, T, V] of the tokens that follow in the target."""
@@ -115,7 +115,7 @@ class Seq2Seq(linen.Module):
         return self._decoded(inputs, False)[1]
 
     def logits(self, h_BTH: Array) -> Array:
-        """[..., H] to logits [..., V]."""
+        """[..., H] to float32 logits [..., V]."""
         return self.head(h_BTH)
 
     def encode(self, source: Any, train: bool = False) -> PyTree:
@@ -199,7 +199,7 @@ class Seq2Seq(linen.Module):
         """
         y_BTD = self.target_tokens(tokens_BT)
         h_BTH, _, carry = self._decode(cache["memory"], cache["carry"], y_BTD, lengths_B, False)
-        return self.logits(h_BTH).astype(jnp.float32), {**cache, "carry": carry}
+        return self.logits(h_BTH), {**cache, "carry": carry}
 
 
 def tiny() -> tuple[Seq2Seq, dict[str, Any]]:

@@ -97,6 +97,8 @@ class Transformer(linen.Module):
             raise ValueError(f"positions are None or one of {', '.join(POSITIONS)}; got {self.positions!r}")
         if self.pool not in (None, *POOLS):
             raise ValueError(f"pool is None or one of {', '.join(POOLS)}; got {self.pool!r}")
+        if self.pooler and self.pool is None:
+            raise ValueError('a pooler needs a pool, such as pool="first"')
         heads = ("tied", "untied", "masked")
         is_number = isinstance(self.head, int) and not isinstance(self.head, bool)
         if self.head is not None and not is_number and self.head not in heads:

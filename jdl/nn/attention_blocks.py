@@ -1,6 +1,6 @@
 """Attention block by block, in memory linear in the length of the sequence.
 
-Axes: as in `jdl.nn.attention_parts`; n blocks of queries, m blocks of keys, C positions in a block.
+Axes: as in `jdl.nn.attention_parts`; n blocks of Q queries, m blocks of C keys.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class _Softmax(NamedTuple):
     """A softmax as far as it has come, over the keys seen up to now.
 
     Attributes:
-        largest: [B, H, C], the largest logit.
-        total: [B, H, C], the sum of exp(logit - largest).
-        values: [B, H, C, K], the sum of values with these weights.
+        largest: [B, H, Q], the largest logit.
+        total: [B, H, Q], the sum of exp(logit - largest).
+        values: [B, H, Q, K], the sum of values with these weights.
     """
 
     largest: Array
@@ -39,7 +39,7 @@ def attention_in_blocks(
     chunk: int,
     is_counted: bool,
 ) -> Array:
-    """Attention with at most C x C logits of each head in memory at a time.
+    """Attention with at most chunk x chunk logits of each head in memory at a time.
 
     For each block of queries it goes once over the blocks of keys, with the softmax of those seen so far. The
     gradient forms each block's logits again. Blocks that nobody can see are skipped.
@@ -51,7 +51,7 @@ def attention_in_blocks(
         sight: who sees whom.
         scale: of the logits.
         drop: of the weights.
-        chunk: C.
+        chunk: Q and C, or all queries or keys where they are fewer.
         is_counted: queries and keys stand at 0, 1, 2, ..., so that the past of a block is known beforehand.
 
     Returns:
@@ -60,18 +60,18 @@ def attention_in_blocks(
     Reference:
         Rabe and Staats, "Self-attention does not need O(n^2) memory", 2021, section 3.
     """
-    (B, H, T, _), S, C = q_BHTK.shape, k_BGSK.shape[2], chunk
-    n, m = -(-T // C), -(-S // C)
+    (B, H, T, _), S = q_BHTK.shape, k_BGSK.shape[2]
+    Q, C = min(chunk, T), min(chunk, S)
+    n, m = -(-T // Q), -(-S // C)
 
-    def blocks(x_BHTK: Array, count: int) -> Array:
-        missing = count * C - x_BHTK.shape[2]
-        x = jnp.pad(x_BHTK, ((0, 0), (0, 0), (0, missing), (0, 0)))
-        return jnp.moveaxis(x.reshape(*x.shape[:2], count, C, x.shape[3]), 2, 0)
+    def blocks(x_BHTK: Array, size: int) -> Array:
+        x = jnp.pad(x_BHTK, ((0, 0), (0, 0), (0, -x_BHTK.shape[2] % size), (0, 0)))
+        return jnp.moveaxis(x.reshape(*x.shape[:2], -1, size, x.shape[3]), 2, 0)
 
-    k_mBGCK, v_mBGCK = blocks(k_BGSK, m), blocks(v_BGSK, m)
+    k_mBGCK, v_mBGCK = blocks(k_BGSK, C), blocks(v_BGSK, C)
 
     def can_see(i: Array, j: Array) -> Array:
-        """Whether any query of block i may see any key of block j."""
+        """Whether any query of block i may see any key of block j, as many of the one as of the other."""
         seen = jnp.array(True)
         if sight.causal:
             seen &= j <= i
@@ -80,17 +80,17 @@ def attention_in_blocks(
         return seen
 
     @jax.checkpoint
-    def rows(i: Array, q_BHCK: Array) -> Array:
+    def rows(i: Array, q_BHQK: Array) -> Array:
         """What block i of the queries gets."""
 
         @jax.checkpoint
         def more(softmax: _Softmax, j: Array, k_BGCK: Array, v_BGCK: Array) -> _Softmax:
             columns = j * C + jnp.arange(C)
-            here = sight.part(i * C + jnp.arange(C), columns)
+            here = sight.part(i * Q + jnp.arange(Q), columns)
             seen = (columns < S).reshape(1, 1, 1, C)
             mask = here.mask()
-            seen = jnp.broadcast_to(seen if mask is None else seen & mask, (B, H, C, C))
-            logits = logits_by_head(q_BHCK, k_BGCK, scale, here.bias_or_none())
+            seen = jnp.broadcast_to(seen if mask is None else seen & mask, (B, H, Q, C))
+            logits = logits_by_head(q_BHQK, k_BGCK, scale, here.bias_or_none())
             logits = jnp.where(seen, logits, LOWEST)
             # The result does not depend on what is subtracted, and so its gradient does not either.
             largest = lax.stop_gradient(jnp.maximum(softmax.largest, logits.max(-1)))
@@ -107,11 +107,11 @@ def attention_in_blocks(
             skip = lambda softmax, *_: softmax
             return lax.cond(can_see(i, block[0]), more, skip, softmax, *block), None
 
-        nothing = jnp.zeros((B, H, C), jnp.float32)
-        start = _Softmax(nothing + LOWEST, nothing, jnp.zeros((B, H, C, v_BGSK.shape[3]), jnp.float32))
+        nothing = jnp.zeros((B, H, Q), jnp.float32)
+        start = _Softmax(nothing + LOWEST, nothing, jnp.zeros((B, H, Q, v_BGSK.shape[3]), jnp.float32))
         end, _ = lax.scan(step, start, (jnp.arange(m), k_mBGCK, v_mBGCK))
         total = jnp.where(end.total > 0, end.total, 1.0)[..., None]
         return (end.values / total).astype(v_BGSK.dtype)
 
-    y_nBHCK = lax.map(lambda block: rows(*block), (jnp.arange(n), blocks(q_BHTK, n)))
-    return jnp.moveaxis(y_nBHCK, 0, 2).reshape(B, H, n * C, -1)[:, :, :T]
+    y_nBHQK = lax.map(lambda block: rows(*block), (jnp.arange(n), blocks(q_BHTK, Q)))
+    return jnp.moveaxis(y_nBHQK, 0, 2).reshape(B, H, n * Q, -1)[:, :, :T]

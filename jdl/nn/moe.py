@@ -27,7 +27,8 @@ class Experts:
         chosen: k.
         capacity: in training an expert has places for capacity * T * k / E positions of each row, and those
             that come later in the row go without it; None has places for all. Outside training there always
-            are, so that what a position gets does not depend on others.
+            are, so that what a position gets does not depend on others. Where there are places for all, every
+            expert computes every position, E / k times the work that is used.
         renormalize: the weights of the k experts sum to one; otherwise they are their probabilities.
         balance: weight of the loss that spreads positions evenly.
         z: weight of the loss that keeps the router's logits small.

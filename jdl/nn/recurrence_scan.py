@@ -73,8 +73,8 @@ def recur(
         kernel_HG: W.
         bias_G: b, or None.
         carry: the state before the first step, each [B, H], float32.
-        real_TB: booleans: where False a row keeps its carry, gives out zero, and passes no gradient. None
-            where all steps are real.
+        real_TB: booleans, of each row True for its first steps: after them it keeps its carry, gives out
+            zero, and passes no gradient. None where all steps are real.
         drop_BH: factors of the state on its way into the product: a dropout mask that lasts all steps.
         how: direction, and unrolling.
 

@@ -21,7 +21,8 @@ class Sequence(NamedTuple):
         values: tokens int32 [B, T], or floats [B, T, C].
         lengths: int32 [B], how many positions of each row are real, the first ones.
         segments: int32 [B, T], which of several documents in a row; 0 is padding.
-        positions: int32 [B or 1, T].
+        positions: int32 [B or 1, T], for learned, sinusoidal and rotary ones. A bias of distances and a
+            window count the places in the row.
         types: int32 [B, T].
     """
 
@@ -76,8 +77,8 @@ def sequence(inputs: Any, name: str, floats: bool = False) -> Sequence:
         key: None if given.get(key) is None else jnp.asarray(given[key]) for key in shapes
     }
     for key, x in others.items():
-        if x is not None and x.shape != shapes[key]:
-            raise ValueError(f"{name} takes {key} of shape {shapes[key]}; got {x.shape}")
+        if x is not None and (x.shape != shapes[key] or not jnp.issubdtype(x.dtype, jnp.integer)):
+            raise ValueError(f"{name} takes {key} that are integers {shapes[key]}; got {x.dtype} {x.shape}")
     if others["positions"] is None:
         others["positions"] = jnp.arange(T, dtype=jnp.int32).reshape(1, T)
     return Sequence(values, **others)

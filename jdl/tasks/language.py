@@ -64,7 +64,13 @@ def next_token(
     task = _of_tokens(module, label_smoothing, z_loss, chunk)
 
     def check(batch: Batch) -> None:
-        check_tokens(task, batch)
+        V, inputs = check_tokens(task, batch), batch["inputs"]
+        tokens = np.asarray(inputs["tokens"] if isinstance(inputs, Mapping) else inputs)
+        real = real_positions(inputs)
+        outside = (tokens >= V) if real is None else (tokens >= V) & np.asarray(real)
+        if outside.any():
+            raise ValueError(f"{outside.sum()} tokens lie outside 0..{V - 1}, the model's vocabulary: for "
+                             f"example {tokens[outside][0]}")  # fmt: skip
 
     return task._replace(check=check)
 

@@ -22,7 +22,13 @@ from jdl.tasks.supervised import position_weights
 def decoded(inputs: Any) -> Mapping[str, Any]:
     """The parts of the sequence that a module of ``inputs`` predicts: the target, where there is one."""
     sequence = inputs["target"] if isinstance(inputs, Mapping) and "target" in inputs else inputs
-    return sequence if isinstance(sequence, Mapping) else {"tokens": sequence}
+    return _known(sequence)
+
+
+def _known(sequence: Any) -> Mapping[str, Any]:
+    """What is known of a sequence, by name."""
+    parts = sequence if isinstance(sequence, Mapping) else {"tokens": sequence}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def real_positions(inputs: Any) -> Array | None:
@@ -33,7 +39,7 @@ def real_positions(inputs: Any) -> Array | None:
     elements = sequence["tokens"] if "tokens" in sequence else sequence["sequence"]
     real = jnp.ones(elements.shape[:2], bool)
     if "segments" in sequence:
-        real &= jnp.asarray(sequence["segments"]) != 0
+        real &= jnp.asarray(sequence["segments"]) > 0
     if "lengths" in sequence:
         real &= jnp.arange(real.shape[1])[None, :] < jnp.asarray(sequence["lengths"])[:, None]
     return real
@@ -72,7 +78,7 @@ def check_sequence(name: str, sequence: Any) -> np.ndarray:
     Raises:
         ValueError: saying what is wrong with it.
     """
-    parts = sequence if isinstance(sequence, Mapping) else {"tokens": sequence}
+    parts = _known(sequence)
     if "tokens" not in parts:
         raise ValueError(f'{name} must be tokens or a dictionary with "tokens"; it has {sorted(parts)}')
     tokens = np.asarray(parts["tokens"])

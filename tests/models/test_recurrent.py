@@ -177,6 +177,21 @@ TOKENS = jnp.zeros((2, 3), jnp.int32)
 
 
 @pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        (models.RecurrentLM(V, 4, (4,)), TOKENS),
+        (models.RecurrentLM(V, 4, (4,), tied=False), TOKENS),
+        (models.Recurrent(3, (4,), vocab_size=V), TOKENS),
+        (models.Seq2Seq(V, V, 4, 4), {"source": TOKENS, "target": TOKENS}),
+    ],
+)
+def test_logits_of_low_precision_are_float32(model, inputs):
+    low = model.clone(dtype=jnp.bfloat16)
+    logits, _ = jax.eval_shape(low.init_with_output, jax.random.key(0), inputs)
+    assert logits.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
     ("model", "inputs", "message"),
     [
         (models.Recurrent(2, pool="sum"), jnp.zeros((2, 3, 1)), "the pools \"last\", .*; got 'sum'"),

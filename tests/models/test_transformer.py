@@ -279,19 +279,27 @@ def test_says_which_sizes_it_has(make, size):
         make(size)
 
 
+def test_another_width_of_llama_needs_its_own_heads():
+    with pytest.raises(ValueError, match="than that of 2-7b needs its own num_kv_heads, hidden too"):
+        llama(width=192, depth=6, num_heads=6)
+
+
 @pytest.mark.parametrize(
     ("options", "inputs", "message"),
     [
         ({}, jnp.zeros((2, 3)), r"tokens that are integers \[batch, time\]; got float32 \(2, 3\)"),
         ({}, jnp.zeros(3, int), "got int32"),
         ({}, {"token": tokens()}, r"a dictionary of lengths, positions, .* got \['token'\]"),
-        ({}, {"tokens": tokens(), "lengths": jnp.ones(2, int)}, r"lengths of shape \(3,\); got \(2,\)"),
+        ({}, {"tokens": tokens(), "lengths": jnp.ones(2, int)}, r"integers \(3,\); got int32 \(2,\)"),
+        ({}, {"tokens": tokens(), "lengths": jnp.full(3, 2.7)}, r"integers \(3,\); got float32 \(3,\)"),
         ({}, {"tokens": tokens(), "types": tokens()}, "no types of tokens; got some"),
         ({"context": 8}, tokens(), "has 8 learned positions; got a sequence of 9"),
         ({"positions": "rotary"}, tokens(), "positions are None or one of learned, sinusoidal; got 'rotary'"),
         ({"pool": "max"}, tokens(), "pool is None or one of first, mean, last; got 'max'"),
         ({"head": "linear"}, tokens(), "head is None, a number or one of tied, .*; got 'linear'"),
         ({"vocabulary": None}, jnp.zeros((2, 3, 4)), "no vocabulary for its head 'tied': give a number"),
+        ({"pooler": True}, tokens(), 'a pooler needs a pool, such as pool="first"'),
+        ({"stochastic_depth": 1.0}, tokens(), "at least 0 and below 1; got 1.0"),
         ({"remat": "all"}, tokens(), "remat is None or one of full, dots; got 'all'"),
     ],
 )

@@ -131,6 +131,15 @@ def test_blocks_equal_the_whole(options):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6)
 
 
+def test_one_query_of_a_cache_is_a_block_of_its_own():
+    options = {"causal": True, "steps": (jnp.array([[4], [6]]), jnp.arange(S).reshape(1, S))}
+    given = arrays(2, T=1)
+    whole, blocks = (jit(functools.partial(attention, **options, chunk=chunk)) for chunk in (None, 3))
+    np.testing.assert_allclose(blocks(*given), whole(*given), rtol=0, atol=2e-6)
+    padded = jax.make_jaxpr(functools.partial(attention, **options, chunk=3))(*given)
+    assert f"{B},{H},3,3]" not in str(padded)
+
+
 def test_a_learned_bias_gets_its_gradient_in_blocks():
     q, k, v = (x.transpose(0, 2, 1, 3) for x in arrays(T=S))
 

@@ -358,6 +358,7 @@ def with_hole(**parts):
         ),
         ({"labels": tokens() + 3}, r"\d+ labels lie outside 0..6, the model's vocabulary: for example [789]"),
         ({"labels": None, "inputs": tokens(high=9)}, r"\d tokens lie outside 0..6"),
+        ({"inputs": tokens() + 3}, r"\d tokens lie outside 0..6, the model's vocabulary: for example [789]"),
         ({"labels": np.full((B, T), -100)}, r"18 labels lie outside 0..6.* -100 \(what is not to count has"),
         ({"labels": np.zeros((B, T))}, r"labels must be integers \[B, T\]; got float64"),
         ({"labels": tokens(3, 5)}, r"labels of shape \(3, 5\) do not fit tokens of shape \(3, 6\)"),
