@@ -62,7 +62,7 @@ def t5(size: str = "small", **options: Any) -> EncoderDecoder:
     width, depth, num_heads, head_size, hidden = sizes[size]
     width, is_newer = options.get("width", width), size in SIZES_1_1
     defaults = {
-        "vocabulary": 32128,
+        "vocab_size": 32128,
         "width": width,
         "depth": depth,
         "num_heads": num_heads,
@@ -85,10 +85,14 @@ def t5(size: str = "small", **options: Any) -> EncoderDecoder:
 
 
 def tiny() -> tuple[EncoderDecoder, dict[str, Any]]:
-    """A network of one block on each side, with dropout, and a batch of 8 pairs of 4 tokens."""
+    """A network of one block on each side, with dropout, and a batch of 8 pairs of different lengths."""
     rng = np.random.default_rng(0)
+    lengths = np.array([4, 1, 3, 4, 2, 2, 4, 3], np.int32)
     target = rng.integers(0, 7, (8, 5)).astype(np.int32)
-    inputs = {"source": rng.integers(0, 7, (8, 4)).astype(np.int32), "target": target[:, :-1]}
+    inputs = {
+        "source": {"tokens": rng.integers(0, 7, (8, 4)).astype(np.int32), "lengths": lengths},
+        "target": target[:, :-1],
+    }
     size: dict[str, Any] = {"width": 8, "depth": 1, "num_heads": 2, "head_size": 4, "hidden": 16}
     model = t5(vocabulary=7, **size, relative=Buckets(8, 16), dropout=0.1)
     return model, {"inputs": inputs, "labels": target[:, 1:]}

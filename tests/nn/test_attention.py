@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -161,6 +162,48 @@ def test_queries_that_may_look_nowhere_get_zeros_and_no_gradient():
     assert not np.any(y[0])
     assert np.all(np.any(y[1], axis=(1, 2)))
     assert all(np.isfinite(x).all() and not np.any(x[0]) for x in gradients)
+
+
+@pytest.mark.parametrize(
+    ("options", "fused"),
+    [
+        ({}, True),
+        ({"causal": True, "window": 3}, True),
+        ({"lengths": jnp.array([0, 4])}, True),
+        ({"causal": True, "segments": (SEGMENTS, SEGMENTS)}, True),
+        ({"window": 3}, False),
+        ({"bias": functools.partial(alibi, alibi_slopes(H))}, False),
+    ],
+)
+def test_asks_cudnn_for_the_same(monkeypatch, options, fused):
+    """Without a GPU: jax's own formulation takes the place of cuDNN's, with its arguments and refusals."""
+    plain, asked = jax.nn.dot_product_attention, []
+
+    def stands_in(*arrays, implementation, **given):
+        assert implementation == "cudnn"
+        asked.append(given)
+        window = given["local_window_size"]
+        if window is not None and window[1]:
+            raise ValueError("cuDNN does not support a right window")
+        return plain(*arrays, implementation="xla", **given)
+
+    given = [x.astype(jnp.bfloat16) for x in arrays(2, T=S)]
+    expected = attention(*given, **options)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stands_in)
+    # What is lowered for CUDA runs here.
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arrays, cuda, default: cuda(*arrays))
+    asked.clear()
+    actual = attention(*given, **options)
+    assert bool(asked) == (fused or "window" in options)
+    np.testing.assert_allclose(actual.astype(jnp.float32), expected.astype(jnp.float32), rtol=0, atol=0.02)
+    if "lengths" in options:
+        assert not np.any(actual[0])
+
+
+def test_without_cudnn_a_program_for_cuda_is_the_portable_one():
+    given = [x.astype(jnp.bfloat16) for x in arrays(2, T=S)]
+    exported = jax.export.export(jax.jit(attention), platforms=["cpu", "cuda"])(*given)
+    np.testing.assert_array_equal(exported.call(*given), attention(*given))
 
 
 def temporaries(T, chunk):
