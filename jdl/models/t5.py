@@ -62,7 +62,7 @@ def t5(size: str = "small", **options: Any) -> EncoderDecoder:
     width, depth, num_heads, head_size, hidden = sizes[size]
     width, is_newer = options.get("width", width), size in SIZES_1_1
     defaults = {
-        "vocab_size": 32128,
+        "vocabulary": 32128,
         "width": width,
         "depth": depth,
         "num_heads": num_heads,
