@@ -21,9 +21,9 @@ class ConvLSTMNet(linen.Module):
     """Layers of `jdl.nn.ConvLSTM` that say something about each frame, or forecast those to come.
 
     Without a horizon, a 1x1 convolution of all layers' outputs at each frame. With one, an encoder reads the
-    frames, and a forecaster, whose layers begin in the encoder's last states, is given nothing more, and
-    writes as many frames as the horizon. Submodules are ``encoder1``, ``encoder2``, ..., ``forecaster1``,
-    ..., and ``head``.
+    frames, and a forecaster, whose layers begin in the encoder's last states, writes as many frames as the
+    horizon; at each it is given the last output of the encoder (the paper's is given nothing). Submodules are
+    ``encoder1``, ``encoder2``, ..., ``forecaster1``, ..., and ``head``.
 
     Attributes:
         outputs: channels of an output frame.
@@ -80,8 +80,8 @@ class ConvLSTMNet(linen.Module):
             seen.append(x)
             states.append(state)
         if self.horizon:
-            # The first layer has no input but its bias; the paper's has none of either.
-            x, seen = jnp.zeros((B, self.horizon, H, W, 1), x.dtype), []
+            last = states[-1][0].astype(x.dtype)[:, None]
+            x, seen = jnp.broadcast_to(last, (B, self.horizon, H, W, last.shape[-1])), []
             for i, F in enumerate(self.features, 1):
                 x, _ = layer("forecaster", i, F)(x, None, states[i - 1])
                 seen.append(x)

@@ -130,7 +130,8 @@ class RecurrentLM(linen.Module):
         state = None
         if self.stateful and (self.is_mutable_collection(CARRY) or self.has_variable(CARRY, "state")):
             state = self.variable(CARRY, "state", self.init_cache, x_BTD.shape[0], 0)
-        y_BTH, carry = self.layers(x_BTD, lengths, state and state.value, train)
+        before = None if state is None else state.value
+        y_BTH, carry = self.layers(x_BTD, lengths, before, train)
         if state is not None and self.is_mutable_collection(CARRY) and not self.is_initializing():
             state.value = jax.lax.stop_gradient(carry)
         dropped_BTH = self.output_drop(y_BTH, train)
@@ -215,5 +216,7 @@ def tiny() -> tuple[RecurrentLM, dict[str, Any]]:
         "inputs": {"tokens": (tokens[:, :-1] % 7).astype(np.int32), "lengths": lengths},
         "labels": (tokens[:, 1:] % 7).astype(np.int32),
     }
-    losses = {"activation_loss": 0.2, "change_loss": 0.1}
-    return RecurrentLM(7, 4, (6, 4), dropout=0.2, stateful=True, init_bound=0.5, **losses), batch
+    model = RecurrentLM(
+        7, 4, (6, 4), dropout=0.2, activation_loss=0.2, change_loss=0.1, stateful=True, init_bound=0.5
+    )
+    return model, batch

@@ -282,7 +282,7 @@ def _fitting(carry: PyTree, cell: Cell, B: int, H: int) -> Carry:
     shapes = [tuple(x.shape) for x in jax.tree.leaves(carry)]
     if not isinstance(carry, tuple) or shapes != [(B, H)] * cell.states:
         raise ValueError(
-            f"the carry of an {cell.name} of {H} features for {B} rows is a tuple of {cell.states} of shape "
-            f"{(B, H)}; got {type(carry).__name__} of {shapes}"
+            f"the carry of this {cell.name} of {H} features for {B} rows is a tuple of {cell.states} of "
+            f"shape {(B, H)}; got {type(carry).__name__} of {shapes}"
         )
     return tuple(x.astype(jnp.float32) for x in carry)

@@ -81,7 +81,8 @@ class RecurrentStack(linen.Module):
         for i, make in enumerate(self.layers):
             if i:
                 x_BTD = LockedDropout(self.dropout, self.locked)(x_BTD, train)
-            x_BTD, after = make(name=f"layer{i + 1}")(x_BTD, lengths, carry and carry[i], train)
+            before = None if carry is None else carry[i]
+            x_BTD, after = make(name=f"layer{i + 1}")(x_BTD, lengths, before, train)
             carries.append(after)
         return x_BTD, tuple(carries)
 

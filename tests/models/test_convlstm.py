@@ -76,8 +76,11 @@ def test_forecasts_and_says_something_of_each_frame():
     shape = lambda model: jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), x)[0]).shape
     assert shape(models.ConvLSTMNet(1, (F, F))) == (B, T, H, W, 1)
     assert shape(models.ConvLSTMNet(1, (F, F), horizon=5, peephole=True)) == (B, 5, H, W, 1)
-    params = jax.eval_shape(models.ConvLSTMNet(1, (F,), horizon=2).init, jax.random.key(0), x)["params"]
-    assert sorted(params) == ["encoder1", "forecaster1", "head"]
+    model = models.ConvLSTMNet(1, (F,), horizon=2)
+    variables = jit(model.init)(jax.random.key(0), x)
+    assert sorted(variables["params"]) == ["encoder1", "forecaster1", "head"]
+    gradient = jit(jax.grad(lambda v: (model.apply(v, x) ** 2).sum()))(variables)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_pools_by_hand():
 def test_tokens_are_looked_up_and_features_come_out():
     model = models.Recurrent(0, (6,), "rnn", vocab_size=V, width=4)
     tokens = np.arange(10).reshape(2, 5)
-    variables = model.init(jax.random.key(0), tokens)
+    variables = jit(model.init)(jax.random.key(0), tokens)
     assert model.apply(variables, tokens).shape == (2, 6)
     features = variables["params"]["tokens"]["embedding"][tokens]
     other = models.Recurrent(0, (6,), "rnn")
@@ -110,7 +110,7 @@ def test_a_stateful_model_goes_on_where_the_batch_before_ended(lm):
     """Logits, and losses in training, of two batches are those of rows twice as long."""
     model = LM.clone(stateful=True, dropout=0.0)
     tokens = np.random.default_rng(1).integers(0, V, (2, 6)).astype(np.int32)
-    whole = LM.apply(lm, tokens)
+    whole = jit(LM.apply)(lm, tokens)
     apply = jit(lambda v, x: model.apply(v, x, mutable=[CARRY]))
     first, carry = apply(lm, tokens[:, :3])
     second, _ = apply({**lm, **carry}, tokens[:, 3:])
@@ -122,7 +122,7 @@ def test_a_stateful_model_goes_on_where_the_batch_before_ended(lm):
     task = tasks.next_token(model)
     learner = gradient(task, optax.sgd(0.0))
     batches = [{"inputs": tokens[:, i : i + 2], "labels": tokens[:, i + 1 : i + 3]} for i in (0, 2)]
-    state = learner.init(jax.random.key(0), batches[0])._replace(params=lm["params"])
+    state = jit(learner.init)(jax.random.key(0), batches[0])._replace(params=lm["params"])
     step = jit(learner.step)
     losses = []
     for batch in batches:

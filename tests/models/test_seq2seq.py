@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdl import models
+from jdl import generation, models
 from jdl.interop import load_weights, names
 from jdl.nn.recurrence_attention import AttentiveRecurrence
 from jdl.nn.recurrence_cells import GRU_CELL, LSTM_CELL
@@ -139,12 +139,11 @@ def test_decoding_with_a_cache_and_padded_rows(attention, depth):
     np.testing.assert_array_equal(actual[0], whole[0])
     np.testing.assert_array_equal(actual[1, :3], whole[1, :3])
 
-    memory = module.apply(variables, INPUTS["source"], method="encode")
-    cache = module.init_cache(2, T, memory)
+    decoder = generation.decoder(module, variables, INPUTS["source"])
+    assert decoder.rewind is None
+    cache = decoder.init_cache(2, T)
     assert {x.shape[0] for x in jax.tree.leaves(cache)} == {2}
-    extend = jit(
-        lambda cache, tokens, lengths: module.apply(variables, cache, tokens, lengths, method="extend")
-    )
+    extend = jit(decoder.extend)
     a, cache = extend(cache, TARGET[:, :3], np.array([1, 3], np.int32))
     b, cache = extend(cache, np.stack([TARGET[0, 1:4], TARGET[1, [3, 4, 0]]]), np.array([3, 2], np.int32))
     np.testing.assert_allclose(a[0, :1], whole[0, :1], atol=1e-5)
@@ -152,7 +151,7 @@ def test_decoding_with_a_cache_and_padded_rows(attention, depth):
     np.testing.assert_allclose(b[0], whole[0, 1:4], atol=1e-5)
     np.testing.assert_allclose(b[1, :2], whole[1, 3:], atol=1e-5)
     with pytest.raises(ValueError, match="2 sources were encoded, .* asked for 3"):
-        module.init_cache(3, T, memory)
+        decoder.init_cache(3, T)
 
 
 def test_a_source_may_be_features():

@@ -18,11 +18,9 @@ from jdl.nn.recurrence_cells import ELMAN_RELU, ELMAN_TANH, GRU_CELL, LSTM_CELL
 from jdl.nn.recurrence_scan import How, recur, recur_plain
 from jdl.nn.recurrence_stack import LockedDropout
 from jdl.train.mesh import make_mesh
+from tests.compiling import jit
 
 B, T, D, H = 3, 5, 4, 3
-
-# Compiling is most of the cost, and optimising most of that.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 CELLS = {"tanh": ELMAN_TANH, "relu": ELMAN_RELU, "lstm": LSTM_CELL, "gru": GRU_CELL}
 
 
@@ -234,7 +232,7 @@ def test_a_carry_goes_on_where_it_ended():
     """Two halves, the second begun with the carry of the first, are the whole."""
     layers = stack("gru", False)
     x = normal(0, B, 6, D)
-    variables = layers.init(jax.random.key(0), x)
+    variables = jit(layers.init)(jax.random.key(0), x)
     apply = jit(layers.apply)
     whole, last = apply(variables, x)
     first, carry = apply(variables, x[:, :3])
@@ -245,7 +243,7 @@ def test_a_carry_goes_on_where_it_ended():
 
 def test_shards_equal_the_whole():
     layers, x, lengths = stack("lstm", True, 1), normal(0, 8, T, D), jnp.array([5, 1, 0, 3, 2, 5, 4, 5])
-    variables = layers.init(jax.random.key(0), x)
+    variables = jit(layers.init)(jax.random.key(0), x)
 
     def gradient(variables, x, lengths):
         # Rows are weighed alike, so that a shard need not know which it has.
@@ -273,7 +271,7 @@ def test_dropout_of_the_state_lasts_a_sequence_and_differs_by_row():
         recurrent_init=lambda key, shape, dtype=jnp.float32: jnp.eye(*shape, dtype=dtype),
     )
     x = jnp.ones((2, 4, 1))
-    variables = layer.init(jax.random.key(0), x)
+    variables = jit(layer.init)(jax.random.key(0), x)
     y, _ = layer.apply(variables, x, train=True, rngs={"dropout": jax.random.key(1)})
     kept = y[:, -1] > 1
     # Doubled on its way, a state grows as 1, 3, 7, 15; dropped, it starts again at 1.
@@ -287,7 +285,7 @@ def test_dropout_of_the_state_lasts_a_sequence_and_differs_by_row():
 def test_weight_drop_drops_entries_of_the_kernel_for_all_rows_and_steps():
     layer = nn.RNN(32, cell=ELMAN_RELU, weight_drop=0.25, recurrent_init=jax.nn.initializers.ones)
     zeros, carry = jnp.zeros((2, 2, 1)), (jnp.eye(2, 32),)
-    variables = layer.init(jax.random.key(0), zeros)
+    variables = jit(layer.init)(jax.random.key(0), zeros)
     y, _ = layer.apply(variables, zeros, None, carry, True, rngs={"dropout": jax.random.key(1)})
     rows = np.asarray(y[:, 0])  # rows 0 and 1 of the dropped kernel
     assert set(np.unique(rows.round(4)).tolist()) == {0.0, np.float32(4 / 3).round(4)}
@@ -324,7 +322,7 @@ def test_initial_values():
     bound = uniform_within(0.5)(jax.random.key(0), shape)
     assert 0.4 < jnp.abs(bound).max() <= 0.5
     assert open_forget_gate(jax.random.key(0), (16,))[4:8].tolist() == [1.0] * 4
-    params = nn.LSTM(4).init(jax.random.key(0), jnp.zeros((1, 1, 2)))["params"]
+    params = jit(nn.LSTM(4).init)(jax.random.key(0), jnp.zeros((1, 1, 2)))["params"]
     assert params["input"]["bias"].tolist() == [0.0] * 4 + [1.0] * 4 + [0.0] * 8
     for gate in jnp.split(params["recurrent"]["kernel"], 4, -1):
         np.testing.assert_allclose(gate @ gate.T, np.eye(4), atol=1e-5)
