@@ -66,7 +66,7 @@ def layer_state(torch, params, has_memory):
 def test_equals_torch(torch, norm_first):
     model = MODELS["transformer"](norm_first=norm_first, positions=None)
     inputs = batch()
-    variables = perturbed(model.init(jax.random.key(0), inputs))
+    variables = perturbed(jit(model.init)(jax.random.key(0), inputs))
     params = jax.tree.map(np.asarray, variables["params"])
     options = {
         "dim_feedforward": F,
@@ -114,7 +114,7 @@ def test_equals_torch(torch, norm_first):
         memory_key_padding_mask=padding,
     )
     expected = (normed(states, "decoder") @ embed.T).detach()
-    actual = model.apply(variables, inputs)
+    actual = jit(model.apply)(variables, inputs)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
@@ -122,12 +122,12 @@ def test_equals_torch(torch, norm_first):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_cache_and_a_memory_change_nothing(name, scan):
     model, inputs = MODELS[name](), batch()
-    variables = perturbed(model.init(jax.random.key(0), inputs))
-    expected = model.apply(variables, inputs)
+    variables = perturbed(jit(model.init)(jax.random.key(0), inputs))
+    expected = jit(model.apply)(variables, inputs)
     assert np.abs(expected).max() > 0.3
     if scan:
         model, variables = model.clone(scan=True), stack_layers(variables)
-        same = model.apply(variables, inputs)
+        same = jit(model.apply)(variables, inputs)
         np.testing.assert_allclose(same, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     made = decoder(model, variables, inputs["source"])
     extend, cache = jit(lambda made, *given: made.extend(*given)), made.init_cache(B, T)
@@ -147,30 +147,32 @@ def test_a_cache_and_a_memory_change_nothing(name, scan):
 
 def test_padding_of_the_source_leaks_nowhere():
     model, inputs = MODELS["t5"](), batch()
-    variables = perturbed(model.init(jax.random.key(0), inputs))
+    variables = perturbed(jit(model.init)(jax.random.key(0), inputs))
+    run = jit(model.apply)
     real = jnp.arange(S).reshape(1, S) < SOURCE_LENGTHS.reshape(B, 1)
     other = jnp.where(real, inputs["source"]["tokens"], batch(1)["source"]["tokens"])
     assert jnp.any(other != inputs["source"]["tokens"])
     changed = {**inputs, "source": {"tokens": other, "lengths": SOURCE_LENGTHS}}
-    outputs = model.apply(variables, inputs)
-    np.testing.assert_array_equal(model.apply(variables, changed), outputs)
+    outputs = run(variables, inputs)
+    np.testing.assert_array_equal(run(variables, changed), outputs)
     nothing = {**inputs, "source": {"tokens": other, "lengths": jnp.zeros(B, jnp.int32)}}
-    assert np.isfinite(model.apply(variables, nothing)).all()
+    assert np.isfinite(run(variables, nothing)).all()
     short = {"source": inputs["source"]["tokens"][1:2, :2], "target": inputs["target"][1:2]}
-    np.testing.assert_allclose(model.apply(variables, short)[0], outputs[1], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(run(variables, short)[0], outputs[1], rtol=0, atol=1e-5)
 
 
 def test_pairs_in_a_row_do_not_see_each_other():
     model, inputs = MODELS["transformer"](), batch()
-    variables = perturbed(model.init(jax.random.key(0), inputs))
+    variables = perturbed(jit(model.init)(jax.random.key(0), inputs))
+    run = jit(model.apply)
     source, target = inputs["source"]["tokens"][:2, :3], inputs["target"][:2, :2]
-    apart = model.apply(variables, {"source": source, "target": target})
+    apart = run(variables, {"source": source, "target": target})
 
     def packed(x, n):
         ids = jnp.repeat(jnp.array([[1, 2]]), n, axis=1)
         return {"tokens": x.reshape(1, -1), "segments": ids, "positions": jnp.tile(jnp.arange(n), 2)[None]}
 
-    together = model.apply(variables, {"source": packed(source, 3), "target": packed(target, 2)})
+    together = run(variables, {"source": packed(source, 3), "target": packed(target, 2)})
     np.testing.assert_allclose(together.reshape(apart.shape), apart, rtol=0, atol=1e-5)
 
 
@@ -206,8 +208,8 @@ def test_says_what_is_wrong(options, inputs, message):
 
 def test_a_memory_fits_the_rows():
     model, inputs = MODELS["transformer"](), batch()
-    variables = model.init(jax.random.key(0), inputs)
-    memory = model.apply(variables, inputs["source"], method="encode")
+    variables = jit(model.init)(jax.random.key(0), inputs)
+    memory = jax.eval_shape(lambda v: model.apply(v, inputs["source"], method="encode"), variables)
     with pytest.raises(ValueError, match="4 rows need a memory of as many; got 3"):
         model.init_cache(4, T, memory)
     packed = {"tokens": inputs["source"]["tokens"], "segments": jnp.ones((B, S), int)}

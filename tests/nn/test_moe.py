@@ -19,7 +19,7 @@ def normal(seed, *shape):
 
 def layer_and_variables(experts, **options):
     layer = MixtureOfExperts(experts, F, **options)
-    variables = layer.init(jax.random.key(0), jnp.zeros((B, T, D)))
+    variables = jit(layer.init)(jax.random.key(0), jnp.zeros((B, T, D)))
     # A router that is sure of itself, and spreads positions unevenly.
     router = 3 * normal(9, D, E)
     return layer, {"params": variables["params"] | {"router": {"kernel": router}}}
@@ -66,14 +66,15 @@ def test_equals_a_loop(experts, capacity, gated):
     assert (np.abs(full - expected).max() > 0.01) == (capacity is not None)
     if capacity is not None:
         # Outside training every position has a place.
-        np.testing.assert_allclose(layer.apply(variables, x), full, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(jit(layer.apply)(variables, x), full, rtol=0, atol=1e-5)
 
 
 def test_a_position_does_not_depend_on_later_ones():
     layer, variables = layer_and_variables(Experts(E, 2, capacity=0.75))
     x, y = normal(1, B, T, D), normal(2, B, T, D)
     y[:, :3] = x[:, :3]
-    outputs = [layer.apply(variables, x, train=True) for x in (x, y)]
+    run = jit(lambda x: layer.apply(variables, x, train=True))
+    outputs = run(x), run(y)
     np.testing.assert_array_equal(outputs[0][:, :3], outputs[1][:, :3])
     assert np.any(outputs[0][:, 3:] != outputs[1][:, 3:])
 
@@ -139,9 +140,9 @@ def test_computes_in_the_dtype_and_routes_in_float32():
     layer, variables = layer_and_variables(Experts(E, 2), dtype=jnp.bfloat16)
     exact, _ = layer_and_variables(Experts(E, 2))
     x = normal(1, B, T, D)
-    low = layer.apply(variables, x)
+    low = jit(layer.apply)(variables, x)
     assert low.dtype == jnp.bfloat16
-    np.testing.assert_allclose(low.astype(jnp.float32), exact.apply(variables, x), rtol=0, atol=0.1)
+    np.testing.assert_allclose(low.astype(jnp.float32), jit(exact.apply)(variables, x), rtol=0, atol=0.1)
 
 
 def test_says_what_is_wrong():
