@@ -76,7 +76,7 @@ class Config:
 def model(config: Config, vocab_size: int) -> models.Transformer:
     """The network: BERT's, without types of tokens."""
     return models.bert(
-        vocabulary=vocab_size,
+        vocab_size=vocab_size,
         types=0,
         context=config.context,
         width=config.width,

@@ -192,7 +192,7 @@ RECIPES = {
         resnet.main,
         resnet.Config(steps=1170),
         "ResNet-20 on CIFAR-10, recipe shortened to 1,170 steps",
-        note="Three passes instead of 164; experiments.peers.resnet20 trains the same in PyTorch.",
+        note="Three passes instead of 164; experiments.torch_resnet trains the same in PyTorch.",
     ),
     "vit_cifar10": Recipe(
         vit.main,

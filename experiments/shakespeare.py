@@ -98,7 +98,7 @@ GPU = Config(
 def model(config: Config, vocab_size: int) -> models.Transformer:
     """The network: pre-norm, no biases, embeddings shared with the output, GELU."""
     return models.gpt(
-        vocabulary=vocab_size,
+        vocab_size=vocab_size,
         context=config.context,
         width=config.width,
         depth=config.depth,

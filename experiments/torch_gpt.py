@@ -24,11 +24,11 @@ NAMES: tuple[tuple[str, ...], ...] = (
 """The map between the names of their parameters."""
 
 
-def gpt(vocabulary: int, context: int, width: int, depth: int, num_heads: int) -> Any:
+def gpt(vocab_size: int, context: int, width: int, depth: int, num_heads: int) -> Any:
     """A GPT of tied embeddings.
 
     Args:
-        vocabulary: V.
+        vocab_size: V.
         context: positions.
         width: D.
         depth: number of blocks.
@@ -70,7 +70,7 @@ def gpt(vocabulary: int, context: int, width: int, depth: int, num_heads: int) -
     class GPT(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
+            self.tokens, self.positions = nn.Embedding(vocab_size, width), nn.Embedding(context, width)
             self.blocks = nn.ModuleList(Block() for _ in range(depth))
             self.norm = nn.LayerNorm(width)
 

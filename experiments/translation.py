@@ -114,7 +114,7 @@ def network(config: Config, vocab_size: int) -> Any:
             dtype=dtype,
         )
     return models.transformer(
-        vocabulary=vocab_size,
+        vocab_size=vocab_size,
         width=config.width,
         depth=config.depth,
         num_heads=config.num_heads,

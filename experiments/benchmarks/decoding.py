@@ -28,7 +28,7 @@ BATCHES = (1, 32)
 def _module() -> Any:
     from jdl import models
 
-    return models.gpt(vocabulary=VOCABULARY, context=CONTEXT, width=WIDTH, depth=DEPTH, num_heads=HEADS)
+    return models.gpt(vocab_size=VOCABULARY, context=CONTEXT, width=WIDTH, depth=DEPTH, num_heads=HEADS)
 
 
 def write(rows: int, folder: Path, seed: int = 0) -> None:

@@ -176,7 +176,7 @@ WORKLOADS = {
         16,
         (128,),
         65,
-        _model("gpt", vocabulary=65, context=128, width=192, depth=6, num_heads=6),
+        _model("gpt", vocab_size=65, context=128, width=192, depth=6, num_heads=6),
         functools.partial(torch_gpt.gpt, 65, 128, 192, 6, 6),
         torch_gpt.NAMES,
         optimizer="adamw",

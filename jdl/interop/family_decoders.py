@@ -37,7 +37,7 @@ def _gpt2(fields: Config) -> Transformer:
 def _gpt2_config(module: Transformer, params: Any) -> dict[str, Any]:
     block = module.block
     return {
-        "vocab_size": module.vocabulary,
+        "vocab_size": module.vocab_size,
         "n_positions": module.context,
         "n_embd": module.width,
         "n_layer": module.depth,
@@ -173,7 +173,7 @@ def _rotary_decoder(fields: Config, use_bias: bool, qkv_bias: bool) -> Transform
 def _llama_config(module: Transformer, params: Any) -> dict[str, Any]:
     block = module.block
     config = {
-        "vocab_size": module.vocabulary,
+        "vocab_size": module.vocab_size,
         "hidden_size": module.width,
         "num_hidden_layers": module.depth,
         "num_attention_heads": block.num_heads,

@@ -38,7 +38,7 @@ def _bert(fields: Config) -> Transformer:
 def _bert_config(module: Transformer, params: Any) -> dict[str, Any]:
     block = module.block
     return {
-        "vocab_size": module.vocabulary,
+        "vocab_size": module.vocab_size,
         "hidden_size": module.width,
         "num_hidden_layers": module.depth,
         "num_attention_heads": block.num_heads,
@@ -131,7 +131,7 @@ def _t5_config(module: EncoderDecoder, params: Any) -> dict[str, Any]:
     buckets = block.relative if isinstance(block.relative, Buckets) else Buckets()
     name = ACTIVATIONS_THERE[block.activation]
     return {
-        "vocab_size": module.vocabulary,
+        "vocab_size": module.vocab_size,
         "d_model": module.width,
         "d_kv": block.size_of_head(module.width),
         "d_ff": block.hidden,

@@ -90,7 +90,7 @@ def from_hugging_face(
         >>> import tempfile
         >>> import jax.numpy as jnp
         >>> from jdl import models
-        >>> model = models.gpt(vocabulary=11, context=4, width=8, depth=1, num_heads=2)
+        >>> model = models.gpt(vocab_size=11, context=4, width=8, depth=1, num_heads=2)
         >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
         >>> folder = tempfile.mkdtemp()
         >>> to_hugging_face(folder, model, variables)
@@ -140,7 +140,7 @@ def to_hugging_face(
         >>> import tempfile
         >>> import jax.numpy as jnp
         >>> from jdl import models
-        >>> model = models.bert(vocabulary=11, context=4, width=8, depth=1, num_heads=2)
+        >>> model = models.bert(vocab_size=11, context=4, width=8, depth=1, num_heads=2)
         >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
         >>> folder = Path(tempfile.mkdtemp())
         >>> to_hugging_face(folder, model, variables)

@@ -54,7 +54,7 @@ def bert(size: str = "base", **options: Any) -> Transformer:
         raise ValueError(f"bert has the sizes {', '.join(SIZES)}; got {size!r}")
     width, depth, num_heads = SIZES[size]
     defaults = {
-        "vocabulary": 30522,
+        "vocab_size": 30522,
         "context": 512,
         "types": 2,
         "width": width,
@@ -78,5 +78,5 @@ def tiny() -> tuple[Transformer, dict[str, Any]]:
         "lengths": np.array([5, 1, 3, 4, 5, 2, 5, 3], np.int32),
         "types": rng.integers(0, 2, (8, 5)).astype(np.int32),
     }
-    model = bert(vocabulary=7, context=5, width=8, depth=1, num_heads=2, dropout=0.1)
+    model = bert(vocab_size=7, context=5, width=8, depth=1, num_heads=2, dropout=0.1)
     return model, {"inputs": inputs, "labels": inputs["tokens"]}

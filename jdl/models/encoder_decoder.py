@@ -64,7 +64,7 @@ class EncoderDecoder(linen.Module):
     ``head``.
 
     Attributes:
-        vocabulary: V, of both sides.
+        vocab_size: V, of both sides.
         width: D.
         depth: number of blocks of the encoder.
         decoder_depth: number of blocks of the decoder; as many when None.
@@ -96,7 +96,7 @@ class EncoderDecoder(linen.Module):
         Vaswani et al., "Attention is all you need", 2017, figure 1.
     """
 
-    vocabulary: int
+    vocab_size: int
     width: int
     depth: int
     block: BlockConfig
@@ -119,7 +119,7 @@ class EncoderDecoder(linen.Module):
         if self.head not in ("tied", "untied"):
             raise ValueError(f'head is "tied" or "untied"; got {self.head!r}')
         init = linen.initializers.normal(self.embed_std or self.block.init_std or 1.0)
-        self.tokens = linen.Embed(self.vocabulary, self.width, dtype=self.dtype, embedding_init=init)
+        self.tokens = linen.Embed(self.vocab_size, self.width, dtype=self.dtype, embedding_init=init)
         if self.positions == "learned":
             self.learned = linen.Embed(
                 self.context, self.width, dtype=self.dtype, embedding_init=init, name="positions"
@@ -139,7 +139,7 @@ class EncoderDecoder(linen.Module):
         )
         if self.head == "untied":
             self.last = Dense(
-                self.vocabulary,
+                self.vocab_size,
                 use_bias=False,
                 kernel_init=self.block.kernel_init(),
                 dtype=self.dtype,
@@ -302,7 +302,7 @@ def transformer(size: str = "base", **options: Any) -> EncoderDecoder:
         ValueError: for another size, and TypeError for an option that there is not.
 
     Example:
-        >>> transformer("base", vocabulary=37000).block.num_heads
+        >>> transformer("base", vocab_size=37000).block.num_heads
         8
 
     Reference:
@@ -313,7 +313,7 @@ def transformer(size: str = "base", **options: Any) -> EncoderDecoder:
     width, depth, num_heads, hidden = SIZES[size]
     width = options.get("width", width)
     defaults = {
-        "vocabulary": 37000,
+        "vocab_size": 37000,
         "width": width,
         "depth": depth,
         "num_heads": num_heads,
@@ -337,5 +337,5 @@ def tiny() -> tuple[EncoderDecoder, dict[str, Any]]:
         "source": {"tokens": rng.integers(0, 7, (8, 4)).astype(np.int32), "lengths": lengths},
         "target": {"tokens": target[:, :-1], "lengths": lengths},
     }
-    model = transformer(vocabulary=7, width=8, depth=1, num_heads=2, hidden=16)
+    model = transformer(vocab_size=7, width=8, depth=1, num_heads=2, hidden=16)
     return model, {"inputs": inputs, "labels": target[:, 1:]}

@@ -26,7 +26,7 @@ def gpt(size: str = "small", **options: Any) -> Transformer:
     Args:
         size: "small" (124 M parameters), "medium" (355 M), "large" (774 M) or "xl" (1,558 M).
         **options: further attributes of `Transformer` and of `BlockConfig`, instead of those of the size:
-            ``gpt(width=192, depth=6, num_heads=6, vocabulary=65, context=128)``.
+            ``gpt(width=192, depth=6, num_heads=6, vocab_size=65, context=128)``.
 
     Returns:
         The module.
@@ -50,7 +50,7 @@ def gpt(size: str = "small", **options: Any) -> Transformer:
     width, depth, num_heads = SIZES[size]
     depth = options.get("depth", depth)
     defaults = {
-        "vocabulary": 50257,
+        "vocab_size": 50257,
         "context": 1024,
         "width": width,
         "depth": depth,
@@ -66,5 +66,5 @@ def gpt(size: str = "small", **options: Any) -> Transformer:
 def tiny() -> tuple[Transformer, dict[str, np.ndarray]]:
     """A network of two blocks in a loop, with dropout, and a batch of 8 rows of 5 tokens."""
     tokens = np.random.default_rng(0).integers(0, 7, (8, 6)).astype(np.int32)
-    model = gpt(vocabulary=7, context=5, width=8, depth=2, num_heads=2, dropout=0.1, scan=True)
+    model = gpt(vocab_size=7, context=5, width=8, depth=2, num_heads=2, dropout=0.1, scan=True)
     return model, {"inputs": tokens[:, :-1], "labels": tokens[:, 1:]}

@@ -13,7 +13,7 @@ from jdl.models.transformer import Transformer, assemble
 from jdl.nn.moe import Experts
 from jdl.nn.positions import Llama3Scaling, Rotary
 
-_LLAMA3 = {"vocabulary": 128256, "rotary": Rotary(500_000.0)}
+_LLAMA3 = {"vocab_size": 128256, "rotary": Rotary(500_000.0)}
 SIZES: dict[str, tuple[int, int, int, int, int, dict[str, Any]]] = {
     "2-7b": (4096, 32, 32, 32, 11008, {}),
     "2-13b": (5120, 40, 40, 40, 13824, {}),
@@ -26,7 +26,7 @@ SIZES: dict[str, tuple[int, int, int, int, int, dict[str, Any]]] = {
         32,
         8,
         8192,
-        {"vocabulary": 128256, "head": "tied", "rotary": Rotary(500_000.0, scaling=Llama3Scaling(32.0))},
+        {"vocab_size": 128256, "head": "tied", "rotary": Rotary(500_000.0, scaling=Llama3Scaling(32.0))},
     ),
     "mistral-7b": (4096, 32, 32, 8, 14336, {"window": 4096}),
     "mixtral-8x7b": (4096, 32, 32, 8, 14336, {"experts": Experts(8, 2), "rotary": Rotary(1_000_000.0)}),
@@ -68,7 +68,7 @@ def llama(size: str = "2-7b", **options: Any) -> Transformer:
     if missing and options.get("width", width) != width:
         raise ValueError(f"another width than that of {size} needs its own {', '.join(missing)} too")
     defaults = {
-        "vocabulary": 32000,
+        "vocab_size": 32000,
         "positions": None,
         "width": width,
         "depth": depth,
@@ -90,5 +90,5 @@ def tiny() -> tuple[Transformer, dict[str, np.ndarray]]:
     """A network of grouped queries and experts, with dropout, and a batch of 8 rows of 5 tokens."""
     tokens = np.random.default_rng(0).integers(0, 7, (8, 6)).astype(np.int32)
     size: dict[str, Any] = {"width": 8, "depth": 1, "num_heads": 2, "num_kv_heads": 1, "hidden": 12}
-    model = llama(vocabulary=7, **size, experts=Experts(3, balance=0.1, z=0.01), dropout=0.1)
+    model = llama(vocab_size=7, **size, experts=Experts(3, balance=0.1, z=0.01), dropout=0.1)
     return model, {"inputs": tokens[:, :-1], "labels": tokens[:, 1:]}

@@ -62,7 +62,7 @@ def t5(size: str = "small", **options: Any) -> EncoderDecoder:
     width, depth, num_heads, head_size, hidden = sizes[size]
     width, is_newer = options.get("width", width), size in SIZES_1_1
     defaults = {
-        "vocabulary": 32128,
+        "vocab_size": 32128,
         "width": width,
         "depth": depth,
         "num_heads": num_heads,
@@ -94,5 +94,5 @@ def tiny() -> tuple[EncoderDecoder, dict[str, Any]]:
         "target": target[:, :-1],
     }
     size: dict[str, Any] = {"width": 8, "depth": 1, "num_heads": 2, "head_size": 4, "hidden": 16}
-    model = t5(vocabulary=7, **size, relative=Buckets(8, 16), dropout=0.1)
+    model = t5(vocab_size=7, **size, relative=Buckets(8, 16), dropout=0.1)
     return model, {"inputs": inputs, "labels": target[:, 1:]}

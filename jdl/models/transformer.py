@@ -33,7 +33,7 @@ class Transformer(linen.Module):
     ``types`` and ``embed_norm``; ``blocks``; ``norm``; and the head's.
 
     Attributes:
-        vocabulary: V; None for sequences of floats, which ``tokens`` then projects.
+        vocab_size: V; None for sequences of floats, which ``tokens`` then projects.
         width: D.
         depth: number of blocks.
         block: what a block is.
@@ -72,7 +72,7 @@ class Transformer(linen.Module):
         Vaswani et al., "Attention is all you need", 2017.
     """
 
-    vocabulary: int | None
+    vocab_size: int | None
     width: int
     depth: int
     block: BlockConfig
@@ -103,13 +103,13 @@ class Transformer(linen.Module):
         is_number = isinstance(self.head, int) and not isinstance(self.head, bool)
         if self.head is not None and not is_number and self.head not in heads:
             raise ValueError(f"head is None, a number or one of {', '.join(heads)}; got {self.head!r}")
-        if self.vocabulary is None and self.head in heads:
+        if self.vocab_size is None and self.head in heads:
             raise ValueError(f"a model of floats has no vocabulary for its head {self.head!r}: give a number")
         D, dtype = self.width, self.dtype
-        if self.vocabulary is None:
+        if self.vocab_size is None:
             self.tokens: Any = Dense(D, kernel_init=self.block.kernel_init(), dtype=dtype)
         else:
-            self.tokens = self._embedding(self.vocabulary)
+            self.tokens = self._embedding(self.vocab_size)
         if self.positions == "learned":
             self.learned = self._embedding(self.context, "positions")
         if self.types:
@@ -134,9 +134,9 @@ class Transformer(linen.Module):
         if self.head == "masked":
             self.transform = Dense(D, kernel_init=init, dtype=dtype)
             self.transform_norm = self.block.make_norm(dtype)
-            self.head_bias = self.param("head_bias", linen.initializers.zeros, (self.vocabulary,))
+            self.head_bias = self.param("head_bias", linen.initializers.zeros, (self.vocab_size,))
         elif self.head == "untied" or is_number:
-            size: Any = self.head if is_number else self.vocabulary
+            size: Any = self.head if is_number else self.vocab_size
             self.last = Dense(
                 size,
                 use_bias=is_number,
@@ -221,7 +221,7 @@ class Transformer(linen.Module):
         Raises:
             ValueError: for a model that is not causal, or has fewer learned positions.
         """
-        if not self.block.causal or self.vocabulary is None:
+        if not self.block.causal or self.vocab_size is None:
             raise ValueError("only a causal model of tokens has a cache: BlockConfig(causal=True)")
         if self.positions == "learned" and length > self.context:
             raise ValueError(f"the model has {self.context} learned positions; got a cache of {length}")
@@ -258,7 +258,7 @@ class Transformer(linen.Module):
         return step.checked(logits), {"lengths": step.lengths, "blocks": blocks}
 
     def _read(self, inputs: Any) -> Sequence:
-        return sequence(inputs, type(self).__name__, floats=self.vocabulary is None)
+        return sequence(inputs, type(self).__name__, floats=self.vocab_size is None)
 
     def _embed(self, values: Array, positions: Array, types: Array | None, train: bool) -> Array:
         x_BTD = self.tokens(values)
@@ -291,7 +291,7 @@ def assemble(model: Any, options: Mapping[str, Any]) -> Any:
         TypeError: for a name that neither has.
 
     Example:
-        >>> options = {"vocabulary": 10, "width": 8, "depth": 1, "num_heads": 2, "hidden": 16}
+        >>> options = {"vocab_size": 10, "width": 8, "depth": 1, "num_heads": 2, "hidden": 16}
         >>> assemble(Transformer, options).block.hidden
         16
     """

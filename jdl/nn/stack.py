@@ -149,7 +149,8 @@ class Blocks(linen.Module):
         each = jnp.arange(self.depth), None if rates is None else jnp.asarray(rates)
         loop = linen.scan(
             step,
-            variable_axes={"params": 0, LOSSES: 0},
+            # Taps and intermediates, so that each layer's insides can be looked at.
+            variable_axes={name: 0 for name in ("params", LOSSES, "taps", "intermediates")},
             split_rngs={"params": True, "dropout": True},
             length=self.depth,
         )

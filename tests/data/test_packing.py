@@ -88,7 +88,7 @@ def test_weights_of_tokens_and_batches():
 def test_a_model_predicts_packed_documents_as_it_does_each_alone():
     rng = np.random.default_rng(0)
     documents = [rng.integers(0, 9, size) for size in (4, 7, 3, 2, 6, 5)]
-    model = models.gpt(vocabulary=9, width=8, depth=1, num_heads=2, context=8, dropout=0.0)
+    model = models.gpt(vocab_size=9, width=8, depth=1, num_heads=2, context=8, dropout=0.0)
     task = tasks.next_token(model)
     evaluate = jax.jit(task.evaluate)
     packed = pack(documents, 8, vocab_size=9)

@@ -190,7 +190,7 @@ def test_other_models_give_logits_of_each_sentence(name):
 
 
 def test_minilm_starts_from_the_weights_of_its_folder(tmp_path):
-    module = models.bert(vocabulary=30, context=8, width=8, depth=1, num_heads=2)
+    module = models.bert(vocab_size=30, context=8, width=8, depth=1, num_heads=2)
     tokens = np.arange(12, dtype=np.int32).reshape(2, 6)
     variables = module.init(jax.random.key(0), tokens)
     interop.to_hugging_face(tmp_path, module, variables)

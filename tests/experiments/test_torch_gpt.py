@@ -11,7 +11,7 @@ from jdl.models import gpt
 
 
 def test_computes_the_same_with_a_cache_and_without(torch):
-    model = gpt(vocabulary=7, context=6, width=8, depth=2, num_heads=2)
+    model = gpt(vocab_size=7, context=6, width=8, depth=2, num_heads=2)
     tokens = np.random.default_rng(0).integers(0, 7, (3, 6)).astype(np.int32)
     variables = jax.tree.map(lambda x: 5 * x, model.init(jax.random.key(0), tokens))
     peer = torch_gpt.gpt(7, 6, 8, 2, 2)

@@ -13,10 +13,10 @@ TARGETS = np.array([[1, 2, 3, 4], [5, 0, 0, 0]], np.int32)
 LENGTHS = np.array([4, 1], np.int32)
 SOURCE = {"tokens": np.array([[3, 1, 4], [1, 5, 0]], np.int32), "lengths": np.array([3, 2], np.int32)}
 MODELS = {
-    "gpt": lambda: models.gpt(vocabulary=V, context=12, width=8, depth=1, num_heads=2, init_std=0.5),
+    "gpt": lambda: models.gpt(vocab_size=V, context=12, width=8, depth=1, num_heads=2, init_std=0.5),
     "lstm": lambda: models.RecurrentLM(V, 8, (8, 8)),
     "transformer": lambda: models.transformer(
-        vocabulary=V, width=8, depth=1, num_heads=2, hidden=16, embed_std=0.5
+        vocab_size=V, width=8, depth=1, num_heads=2, hidden=16, embed_std=0.5
     ),
 }
 

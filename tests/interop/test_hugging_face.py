@@ -277,7 +277,7 @@ def test_a_half_precision_file_is_read_as_float32(torch, transformers, published
 def test_a_tokenizer_goes_along(transformers, tmp_path):
     pytest.importorskip("tokenizers")
     tokenizer = data.train_bpe(["the cat sat on the mat"] * 3, 270, specials=["<eos>"])
-    module = models.gpt(vocabulary=270, context=4, width=4, depth=1, num_heads=2)
+    module = models.gpt(vocab_size=270, context=4, width=4, depth=1, num_heads=2)
     variables = jit(module.init)(jax.random.key(0), np.zeros((1, 1), np.int32))
     interop.to_hugging_face(tmp_path / "a", module, variables, tokenizer, eos_token_id=0)
     text = "the hat <eos> on"

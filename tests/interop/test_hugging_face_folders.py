@@ -13,7 +13,7 @@ from jdl.interop import from_hugging_face, read_tensors, to_hugging_face, write_
 from jdl.nn import Alibi
 from tests.compiling import jit
 
-SIZES = {"vocabulary": 11, "width": 8, "depth": 2, "num_heads": 2}
+SIZES = {"vocab_size": 11, "width": 8, "depth": 2, "num_heads": 2}
 TOKEN = np.zeros((1, 1), np.int32)
 MODELS = {
     "gpt2": (models.gpt(context=4, **SIZES), TOKEN),

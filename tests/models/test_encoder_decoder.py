@@ -30,13 +30,13 @@ def batch(seed=0):
 
 MODELS = {
     "t5": functools.partial(
-        t5, vocabulary=V, width=D, depth=2, num_heads=H, head_size=3, hidden=F, relative=Buckets(8, 6)
+        t5, vocab_size=V, width=D, depth=2, num_heads=H, head_size=3, hidden=F, relative=Buckets(8, 6)
     ),
     "t5 1.1": functools.partial(
-        t5, "1.1-small", vocabulary=V, width=D, depth=2, num_heads=H, head_size=3, hidden=F
+        t5, "1.1-small", vocab_size=V, width=D, depth=2, num_heads=H, head_size=3, hidden=F
     ),
     "transformer": functools.partial(
-        transformer, vocabulary=V, width=D, depth=1, num_heads=H, hidden=F, decoder_depth=2, dropout=0.0
+        transformer, vocab_size=V, width=D, depth=1, num_heads=H, hidden=F, decoder_depth=2, dropout=0.0
     ),
 }
 
@@ -201,7 +201,7 @@ def test_the_decoder_counts_buckets_of_the_past_alone():
     ],
 )  # fmt: skip
 def test_says_what_is_wrong(options, inputs, message):
-    model = EncoderDecoder(**{"vocabulary": V, "width": D, "depth": 1, "block": BlockConfig(H, F)} | options)
+    model = EncoderDecoder(**{"vocab_size": V, "width": D, "depth": 1, "block": BlockConfig(H, F)} | options)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(model.init, jax.random.key(0), inputs)
 

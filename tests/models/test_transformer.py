@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jdl.core import LOSSES
 from jdl.models import Transformer, gpt, llama
 from jdl.nn import Alibi, BlockConfig, Buckets, Experts, Rotary, stack_layers, unstack_layers
+from jdl.nn.taps import tapped
 from tests.compiling import CHEAPLY, jit
 
 V, D, T, ROOM, PIECE = 11, 8, 9, 10, 4
@@ -182,6 +183,17 @@ def test_layers_in_a_loop_are_the_same_layers(name):
     assert bool(changed_losses(model, variables)) == (BLOCKS[name].experts is not None)
 
 
+def test_layers_in_a_loop_can_be_looked_into():
+    outputs = []
+    for scan in (False, True):
+        model, variables = model_and_variables("learned", scan)
+        outputs.append(tapped(model, variables, tokens())[2])
+    plain, looped = outputs
+    for name in ("attention", "mlp/expand"):
+        each = jnp.stack([plain[f"blocks/block{i}/{name}"] for i in (1, 2)])
+        np.testing.assert_allclose(looped[f"blocks/block/{name}"], each, rtol=0, atol=1e-5)
+
+
 def changed_losses(model, variables):
     return model.apply(variables, tokens(), train=True, mutable=[LOSSES])[1]
 
@@ -299,14 +311,14 @@ def test_another_width_of_llama_needs_its_own_heads():
         ({"positions": "rotary"}, tokens(), "positions are None or one of learned, sinusoidal; got 'rotary'"),
         ({"pool": "max"}, tokens(), "pool is None or one of first, mean, last; got 'max'"),
         ({"head": "linear"}, tokens(), "head is None, a number or one of tied, .*; got 'linear'"),
-        ({"vocabulary": None}, jnp.zeros((2, 3, 4)), "no vocabulary for its head 'tied': give a number"),
+        ({"vocab_size": None}, jnp.zeros((2, 3, 4)), "no vocabulary for its head 'tied': give a number"),
         ({"pooler": True}, tokens(), 'a pooler needs a pool, such as pool="first"'),
         ({"stochastic_depth": 1.0}, tokens(), "at least 0 and below 1; got 1.0"),
         ({"remat": "all"}, tokens(), "remat is None or one of full, dots; got 'all'"),
     ],
 )
 def test_says_what_is_wrong(options, inputs, message):
-    model = Transformer(**{"vocabulary": V, "width": D, "depth": 1, "block": BLOCK} | options)
+    model = Transformer(**{"vocab_size": V, "width": D, "depth": 1, "block": BLOCK} | options)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(model.init, jax.random.key(0), inputs)
 
