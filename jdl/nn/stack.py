@@ -150,7 +150,7 @@ class Blocks(linen.Module):
         loop = linen.scan(
             step,
             # Taps and intermediates, so that each layer's insides can be looked at.
-            variable_axes={name: 0 for name in ("params", LOSSES, "taps", "intermediates")},
+            variable_axes=dict.fromkeys(("params", LOSSES, "taps", "intermediates"), 0),
             split_rngs={"params": True, "dropout": True},
             length=self.depth,
         )
