@@ -19,7 +19,7 @@ from jdl.nn import Dense
 from jdl.nn.cache import Extension, empty_cache
 from jdl.nn.linear import float32_dot_general
 from jdl.nn.multihead import Look
-from jdl.nn.positions import Buckets, sinusoidal
+from jdl.nn.positions import sinusoidal
 from jdl.nn.sequence import Sequence, sequence
 from jdl.nn.stack import Blocks
 from jdl.nn.transformer import BlockConfig
@@ -156,9 +156,8 @@ class EncoderDecoder(linen.Module):
     def decoder_block(self) -> BlockConfig:
         """What a block of the decoder is: causal, with buckets for the past alone."""
         relative = self.block.relative
-        if isinstance(relative, Buckets):
-            relative = dataclasses.replace(relative, both_ways=False)
-        return dataclasses.replace(self.block, causal=True, relative=relative)
+        past = None if relative is None else relative.of_the_past()
+        return dataclasses.replace(self.block, causal=True, relative=past)
 
     def __call__(self, inputs: Mapping[str, Any], train: bool = False) -> Array:
         """The logits of a target.

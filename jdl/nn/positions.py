@@ -6,6 +6,7 @@ Axes: B batch, T positions that ask, S positions that are asked, D model, H head
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -220,9 +221,17 @@ def alibi(slopes_H: Any, q_BT: jax.Array, k_BS: jax.Array) -> jax.Array:
 class Alibi:
     """Attention with linear biases, as a choice of positions: see `alibi`."""
 
-    def bias(self, num_heads: int) -> Partial:
-        """The function of steps of queries and keys."""
-        return Partial(alibi, alibi_slopes(num_heads))
+    def table_shape(self, num_heads: int) -> None:
+        """Nothing is learned."""
+
+    def bias(self, num_heads: int, table: jax.Array | None) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """The function of the steps of queries and keys that is added to logits."""
+        del table
+        return functools.partial(alibi, alibi_slopes(num_heads))
+
+    def of_the_past(self) -> Alibi:
+        """The same where no key comes after its query."""
+        return self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,6 +270,19 @@ class Buckets:
         ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / np.log(self.farthest / exact)
         far = exact + (ratio * (count - exact)).astype(jnp.int32)
         return first + jnp.where(distance < exact, distance, jnp.minimum(far, count - 1))
+
+    def table_shape(self, num_heads: int) -> tuple[int, int]:
+        """Of what is learned: a number for each bucket and head."""
+        return self.count, num_heads
+
+    def bias(self, num_heads: int, table: jax.Array | None) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """The function of the steps of queries and keys that is added to logits."""
+        assert table is not None
+        return functools.partial(bucket_bias, self, table)
+
+    def of_the_past(self) -> Buckets:
+        """The same where no key comes after its query."""
+        return dataclasses.replace(self, both_ways=False)
 
 
 def bucket_bias(buckets: Buckets, table: jax.Array, q_BT: jax.Array, k_BS: jax.Array) -> jax.Array:

@@ -6,7 +6,6 @@ L layers.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,7 +18,6 @@ from flax import linen
 from jdl.core import LOSSES, Array
 from jdl.nn.blocks import depth_rates
 from jdl.nn.multihead import PLAIN, KeyValues, Look
-from jdl.nn.positions import Buckets, bucket_bias
 from jdl.nn.transformer import Block, BlockConfig
 
 REMAT: dict[str, Callable[..., bool] | None] = {
@@ -74,9 +72,9 @@ class Blocks(linen.Module):
             raise ValueError(f"stochastic_depth must be at least 0 and below 1; got {self.stochastic_depth}")
         for name in ["block"] if self.scan else self._names:
             setattr(self, name, Block(self.config, self.has_memory, self.dropout, self.dtype))
-        if isinstance(self.config.relative, Buckets):
+        relative = self.config.relative
+        if relative is not None and (shape := relative.table_shape(self.config.num_heads)):
             init = linen.initializers.normal(0.02)
-            shape = self.config.relative.count, self.config.num_heads
             self.relative = linen.Embed(*shape, embedding_init=init)
 
     @property
@@ -110,12 +108,9 @@ class Blocks(linen.Module):
             [B, T, D]; with a cache, that and the cache.
         """
         config = self.config
-        if isinstance(config.relative, Buckets):
-            look = look._replace(
-                bias=functools.partial(bucket_bias, config.relative, self.relative.embedding)
-            )
-        elif config.relative is not None:
-            look = look._replace(bias=config.relative.bias(config.num_heads))
+        if config.relative is not None:
+            table = self.relative.embedding if config.relative.table_shape(config.num_heads) else None
+            look = look._replace(bias=config.relative.bias(config.num_heads, table))
         if config.rotary is not None:
             assert positions is not None
             look = look._replace(rotation=config.rotary.at(positions, config.size_of_head(x_BTD.shape[-1])))

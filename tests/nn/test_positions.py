@@ -109,7 +109,7 @@ def test_alibi_equals_that_of_transformers(torch, num_heads):
     # Theirs grows with the key's position: the softmax is the same, a row at a time.
     theirs = bloom.build_alibi_tensor(torch.ones(1, T), num_heads, torch.float32).numpy()
     at = jnp.arange(T).reshape(1, T)
-    ours = np.asarray(Alibi().bias(num_heads)(at, at))[0]
+    ours = np.asarray(Alibi().bias(num_heads, None)(at, at))[0]
     for t in range(T):
         past = slice(0, t + 1)
         np.testing.assert_allclose(ours[:, t, past] - ours[:, t, :1], theirs[:, 0, past], rtol=0, atol=1e-5)
