@@ -327,7 +327,7 @@ RECIPES = {
         "components give 13.87, here as there.",
         HINTON_2006,
         metric="squared error of a test image",
-        unit="",
+        unit="per image",
         figure=lambda outcome: outcome.test["squared_error"],
         group="Autoencoders",
     ),
@@ -350,9 +350,9 @@ RECIPES = {
             f"The digit {digit} told by an autoencoder of the others",
             note="By the squared error of reconstructions; log-likelihood and PCA are in the run's folder.",
             metric="area under the ROC curve",
-            unit="",
+            unit="%",
             goal="max",
-            figure=lambda outcome: outcome.test["auroc_reconstruction"],
+            figure=lambda outcome: 100 * outcome.test["auroc_reconstruction"],
             group="Autoencoders",
         )
         for digit in range(10)

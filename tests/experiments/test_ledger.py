@@ -4,10 +4,11 @@ import dataclasses
 import json
 import math
 import time
+import types
 
 import pytest
 
-from experiments import ledger
+from experiments import ledger, reproduce
 from experiments.catalogue import experiments
 from experiments.ledger import entries, meter, rendering
 from experiments.ledger.__main__ import main
@@ -233,3 +234,14 @@ def test_the_headline_stands_in_the_ledger():
     assert len(headline.seeds) >= 3
     assert max(headline.values) <= 2
     assert max(headline.seconds) < 90
+
+
+@pytest.mark.parametrize("name", reproduce.RECIPES)
+def test_what_a_recipe_comes_to_can_be_entered(name, monkeypatch):
+    recipe = dataclasses.replace(
+        reproduce.RECIPES[name], load=lambda _: types.SimpleNamespace(fingerprint="f")
+    )
+    monkeypatch.setitem(reproduce.RECIPES, name, recipe)
+    found = {"figure": 1.0, "seconds": 2.0, "energy_wh": None, "energy_how": "not measured"}
+    entry = reproduce.result(name, [0], [found])
+    assert entries.from_json(entries.to_json(entry)) == entry
