@@ -8,13 +8,11 @@ Same network and initialisation, optimiser, rates, augmentation and number of im
 
 from __future__ import annotations
 
-import argparse
-import datetime
 from collections.abc import Sequence
 
 import numpy as np
 
-from experiments import ledger, resnet
+from experiments import ledger, peers, resnet
 from jdl import data
 
 PUBLISHED = "none: the reference for the same shortened recipe in jdl"
@@ -81,45 +79,27 @@ def main(seed: int = 0, config: resnet.Config = resnet.Config(steps=1170)) -> fl
 def record(seeds: Sequence[int], *, busy: bool = False) -> ledger.Result:
     """Measures the seeds, and enters them into the ledger."""
     config = resnet.Config(steps=1170)
-    errors, meters = [], []
-    for seed in seeds:
-        with ledger.Meter() as meter:
-            errors.append(main(seed, config))
-        meters.append(meter)
-        print(f"seed {seed}: {errors[-1]:.2f} % test error in {meter.seconds:.0f} s", flush=True)
-    note = "The peer of resnet20_cifar10_short."
+    errors, fields = peers.timed(
+        lambda seed: main(seed, config),
+        seeds,
+        busy=busy,
+        note=lambda _: "The peer of resnet20_cifar10_short.",
+        words=lambda error: f"{error:.2f} % test error",
+    )
     return ledger.Result(
         name=NAME,
         title="ResNet-20 on CIFAR-10, recipe shortened to 1,170 steps, in PyTorch",
         group="Images",
-        paper="",
-        published=None,
         metric="test error",
-        goal="min",
         unit="%",
-        seeds=tuple(seeds),
         values=tuple(errors),
         dataset="CIFAR-10, 50,000 training and 10,000 test images",
         fingerprint=data.load(config.dataset).fingerprint,
         config={"steps": config.steps, "batch_size": config.batch_size},
         command=f"python -m experiments.torch_resnet --seeds {' '.join(map(str, seeds))}",
-        seconds=tuple(meter.seconds for meter in meters),
-        energy_wh=None
-        if any(m.energy_wh is None for m in meters)
-        else tuple(m.energy_wh or 0.0 for m in meters),
-        energy_how=meters[0].how,
-        device=ledger.device_description(),
-        date=datetime.date.today().isoformat(),
-        note=f"{note} The machine ran other work too: times are upper bounds." if busy else note,
+        **fields,
     )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser("python -m experiments.torch_resnet", description=__doc__)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--record", action="store_true", help="enter the result into the ledger")
-    parser.add_argument("--busy", action="store_true", help="note that the machine runs other work too")
-    options = parser.parse_args()
-    found = record(options.seeds, busy=options.busy)
-    if options.record:
-        print(f"recorded in {ledger.record(found)}")
+    peers.command("torch_resnet", __doc__, record, (0, 1, 2))

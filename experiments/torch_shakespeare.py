@@ -8,15 +8,13 @@ The defaults are the setting for a CPU.
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from experiments import ledger, shakespeare
+from experiments import ledger, peers, shakespeare
 from jdl import data
 
 PUBLISHED = "none: the reference for the same recipe in jdl"
@@ -143,45 +141,31 @@ def main(config: shakespeare.Config = shakespeare.Config()) -> dict[str, float]:
 
 def record(seeds: Sequence[int], *, busy: bool = False) -> ledger.Result:
     """Measures the seeds, for the ledger."""
-    found, meters = [], []
-    for seed in seeds:
-        with ledger.Meter() as meter:
-            found.append(main(shakespeare.Config(seed=seed)))
-        meters.append(meter)
-        print(f"seed {seed}: {found[-1]} in {meter.seconds:.0f} s", flush=True)
-    sampled = ", ".join(f"{each['sampled']:.3f}" for each in found)
-    note = f"The peer of shakespeare_cpu. On 20 random batches: {sampled}."
-    energies = [meter.energy_wh for meter in meters]
+
+    def sampled(found: Sequence[Any]) -> str:
+        return ", ".join(f"{each['sampled']:.3f}" for each in found)
+
+    found, fields = peers.timed(
+        lambda seed: main(shakespeare.Config(seed=seed)),
+        seeds,
+        busy=busy,
+        note=lambda found: f"The peer of shakespeare_cpu. On 20 random batches: {sampled(found)}.",
+        words=str,
+    )
     return ledger.Result(
         name="shakespeare_cpu_torch",
         title="GPT of 0.8 million parameters on Tiny Shakespeare, in PyTorch",
         group="Text",
-        paper="",
-        published=None,
         metric="validation loss",
-        goal="min",
         unit="nats/character",
-        seeds=tuple(seeds),
         values=tuple(each["loss"] for each in found),
         dataset=shakespeare.SPLIT,
         fingerprint=data.load_text("tiny_shakespeare").fingerprint,
         config={},
         command=f"python -m experiments.torch_shakespeare --seeds {' '.join(map(str, seeds))}",
-        seconds=tuple(meter.seconds for meter in meters),
-        energy_wh=None if None in energies else tuple(energy or 0.0 for energy in energies),
-        energy_how=meters[0].how,
-        device=ledger.device_description(),
-        date=datetime.date.today().isoformat(),
-        note=f"{note} The machine ran other work too: times are upper bounds." if busy else note,
+        **fields,
     )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser("python -m experiments.torch_shakespeare", description=__doc__)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--record", action="store_true", help="enter the result into the ledger")
-    parser.add_argument("--busy", action="store_true", help="note that the machine runs other work too")
-    options = parser.parse_args()
-    result = record(options.seeds, busy=options.busy)
-    if options.record:
-        print(f"recorded in {ledger.record(result)}")
+    peers.command("torch_shakespeare", __doc__, record, (0, 1, 2))

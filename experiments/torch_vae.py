@@ -8,13 +8,11 @@ Same network, bits, bound, optimiser and number of images as ``python -m experim
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from experiments import ledger, vae
+from experiments import ledger, peers, vae
 from jdl import data
 
 PUBLISHED = "none: the reference for the same recipe in jdl"
@@ -105,45 +103,27 @@ def main(seed: int = 0, config: vae.Config = vae.Config()) -> float:  # noqa: B0
 def record(seeds: Sequence[int], *, busy: bool = False) -> ledger.Result:
     """Measures the seeds, and makes the ledger's entry."""
     config = vae.Config()
-    losses, meters = [], []
-    for seed in seeds:
-        with ledger.Meter() as meter:
-            losses.append(main(seed, config))
-        meters.append(meter)
-        print(f"seed {seed}: {losses[-1]:.2f} nats in {meter.seconds:.0f} s", flush=True)
-    note = "The peer of vae_mnist."
+    losses, fields = peers.timed(
+        lambda seed: main(seed, config),
+        seeds,
+        busy=busy,
+        note=lambda _: "The peer of vae_mnist.",
+        words=lambda loss: f"{loss:.2f} nats",
+    )
     return ledger.Result(
         name=NAME,
         title="VAE of 20 codes on binary MNIST, in PyTorch",
         group="Autoencoders",
-        paper="",
-        published=None,
         metric="minus the bound",
-        goal="min",
         unit="nats",
-        seeds=tuple(seeds),
         values=tuple(losses),
         dataset="MNIST, binarised once, 50,000 training and 10,000 test images",
         fingerprint=data.load(config.dataset).fingerprint,
         config={"steps": config.steps, "batch_size": config.batch_size},
         command=f"python -m experiments.torch_vae --seeds {' '.join(map(str, seeds))}",
-        seconds=tuple(meter.seconds for meter in meters),
-        energy_wh=None
-        if any(m.energy_wh is None for m in meters)
-        else tuple(m.energy_wh or 0.0 for m in meters),
-        energy_how=meters[0].how,
-        device=ledger.device_description(),
-        date=datetime.date.today().isoformat(),
-        note=f"{note} The machine ran other work too: times are upper bounds." if busy else note,
+        **fields,
     )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser("python -m experiments.torch_vae", description=__doc__)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--record", action="store_true", help="enter the result into the ledger")
-    parser.add_argument("--busy", action="store_true", help="note that the machine runs other work too")
-    options = parser.parse_args()
-    found = record(options.seeds, busy=options.busy)
-    if options.record:
-        print(f"recorded in {ledger.record(found)}")
+    peers.command("torch_vae", __doc__, record, (0, 1, 2))

@@ -8,8 +8,7 @@ measure; the noise is PyTorch's own.
 
 from __future__ import annotations
 
-import argparse
-import datetime
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import ledger, wikitext
+from experiments import ledger, peers, wikitext
 from jdl import data
 
 PUBLISHED = "none: the reference for the same shortened recipe in jdl"
@@ -139,47 +138,27 @@ def main(config: wikitext.Config = wikitext.SHORT) -> dict[str, float]:
 
 def record(seeds: Sequence[int], *, busy: bool = False) -> ledger.Result:
     """Measures the seeds, for the ledger."""
-    import dataclasses
-
-    perplexities, meters = [], []
-    for seed in seeds:
-        with ledger.Meter() as meter:
-            found = main(dataclasses.replace(wikitext.SHORT, seed=seed))
-        perplexities.append(found["test"])
-        meters.append(meter)
-        print(f"seed {seed}: perplexity {found} in {meter.seconds:.0f} s", flush=True)
-    energies = [meter.energy_wh for meter in meters]
-    note = "The peer of wikitext2_short."
+    perplexities, fields = peers.timed(
+        lambda seed: main(dataclasses.replace(wikitext.SHORT, seed=seed)),
+        seeds,
+        busy=busy,
+        note=lambda _: "The peer of wikitext2_short.",
+        words=lambda found: f"perplexity {found}",
+    )
     return ledger.Result(
         name=NAME,
         title="AWD-LSTM on WikiText-2, recipe shortened to one pass, in PyTorch",
         group="Text",
-        paper="",
-        published=None,
         metric="test perplexity",
-        goal="min",
-        unit="",
-        seeds=tuple(seeds),
-        values=tuple(perplexities),
+        unit="per word",
+        values=tuple(found["test"] for found in perplexities),
         dataset=wikitext.SPLIT,
         fingerprint=data.load_text(wikitext.SHORT.dataset).fingerprint,
         config={},
         command=f"python -m experiments.torch_wikitext --seeds {' '.join(map(str, seeds))}",
-        seconds=tuple(meter.seconds for meter in meters),
-        energy_wh=None if None in energies else tuple(energy or 0.0 for energy in energies),
-        energy_how=meters[0].how,
-        device=ledger.device_description(),
-        date=datetime.date.today().isoformat(),
-        note=f"{note} The machine ran other work too: times are upper bounds." if busy else note,
+        **fields,
     )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser("python -m experiments.torch_wikitext", description=__doc__)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--record", action="store_true", help="enter the result into the ledger")
-    parser.add_argument("--busy", action="store_true", help="note that the machine runs other work too")
-    options = parser.parse_args()
-    result = record(options.seeds, busy=options.busy)
-    if options.record:
-        print(f"recorded in {ledger.record(result)}")
+    peers.command("torch_wikitext", __doc__, record, (0, 1))
