@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen
 from jax import lax
 
 from jdl.core import Array
+from jdl.nn.attention_parts import masked_softmax
 from jdl.nn.linear import Dense
 from jdl.nn.recurrence import Affine, Initializer, orthogonal_gates
 from jdl.nn.recurrence_cells import GRU_CELL, Carry, Cell
@@ -26,12 +26,7 @@ def weights_of_scores(scores_BTS: Array, real_BS: Array | None) -> Array:
         >>> weights_of_scores(jnp.zeros((1, 1, 3)), jnp.array([[True, True, False]])).tolist()
         [[[0.5, 0.5, 0.0]]]
     """
-    scores_BTS = scores_BTS.astype(jnp.float32)
-    if real_BS is None:
-        return jax.nn.softmax(scores_BTS)
-    real_B1S = real_BS[:, None]
-    smallest = jnp.finfo(jnp.float32).min
-    return jnp.where(real_B1S, jax.nn.softmax(jnp.where(real_B1S, scores_BTS, smallest)), 0)
+    return masked_softmax(scores_BTS.astype(jnp.float32), None if real_BS is None else real_BS[:, None])
 
 
 def additive_scores(query_BTA: Array, key_BSA: Array, score_A: Array) -> Array:
@@ -63,6 +58,7 @@ class AttentiveRecurrence(linen.Module):
         dtype: of products and outputs; the state and the weights of attention are float32.
 
     Example:
+        >>> import jax
         >>> layer = AttentiveRecurrence(4)
         >>> memory, x, carry = jnp.ones((2, 6, 3)), jnp.ones((2, 5, 8)), (jnp.zeros((2, 4)),)
         >>> run = lambda layer: layer(x, layer.keys(memory), memory, None, carry)
