@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from jdl.core import FAULTS, Learner, Metrics, PyTree, Variables, add
 from jdl.train.feed import Feed, is_resident
+from jdl.train.jaxprs import equations
 from jdl.train.mesh import Mode, batch_sharding, distributed, is_carry, state_shardings
 
 
@@ -275,15 +276,3 @@ def in_words(what: str, batch: Any) -> Iterator[None]:
 def _has_convolution(jaxpr: Any) -> bool:
     """Whether there is a convolution, which XLA:CPU runs several times slower inside a loop."""
     return any(equation.primitive.name == "conv_general_dilated" for equation in equations(jaxpr))
-
-
-def equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations of a jaxpr, those of the functions it calls included."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
-        ):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)

@@ -7,12 +7,12 @@ jaxpr.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 from jdl.core import Batch, Task
+from jdl.train.jaxprs import executed, multiply_adds
 
 
 class Layer(NamedTuple):
@@ -94,10 +94,10 @@ def summary(task: Task, batch: Batch) -> Summary:
         params[owner] = params.get(owner, 0) + math.prod(x.shape)
     products: dict[str, int] = {}
     outputs: dict[str, tuple[int, ...]] = {}
-    for scope, equation, times in _equations(jaxpr):
+    for scope, equation, times in executed(jaxpr):
         name = _layer_name(scope)
         outputs[name] = tuple(equation.outvars[0].aval.shape)
-        products[name] = products.get(name, 0) + times * _multiply_adds(equation)
+        products[name] = products.get(name, 0) + times * multiply_adds(equation)
 
     # A layer made in one module and called in another has its parameters with the first, its scope in both.
     for owner in [name for name in params if name not in outputs]:
@@ -124,46 +124,3 @@ def _layer_name(scope: str) -> str:
     """``"LeNet5/LeNet5._modern/Conv_0"`` to ``"Conv_0"``: without the outermost module and its methods."""
     parts = [part for part in scope.split("/") if part]
     return "/".join(part for part in parts[1:] if "." not in part)
-
-
-def _equations(jaxpr: Any, scope: str = "", times: int = 1) -> Iterator[tuple[str, Any, int]]:
-    """Scope, equation and number of executions of everything that a jaxpr computes."""
-    platform_choices = {
-        equation.outvars[0] for equation in jaxpr.eqns if equation.primitive.name == "platform_index"
-    }
-    for equation in jaxpr.eqns:
-        inner_scope = "/".join(filter(None, [scope, str(equation.source_info.name_stack)]))
-        name, parameters = equation.primitive.name, equation.params
-        if name == "cond":
-            branches = [list(_equations(b.jaxpr, inner_scope, times)) for b in parameters["branches"]]
-            costs = [sum(t * _multiply_adds(e) for _, e, t in branch) for branch in branches]
-            # A formulation without products does them elementwise, which does not count.
-            cheapest = min((cost for cost in costs if cost), default=0)
-            wanted = cheapest if equation.invars[0] in platform_choices else max(costs)
-            yield from branches[costs.index(wanted)]
-            continue
-        turns = parameters["length"] if name == "scan" else 1
-        inner = [j for j in map(_as_jaxpr, parameters.values()) if j is not None]
-        for each in inner:
-            yield from _equations(each, inner_scope, times * turns)
-        if not inner:
-            yield inner_scope, equation, times
-
-
-def _as_jaxpr(parameter: Any) -> Any:
-    parameter = getattr(parameter, "jaxpr", parameter)
-    return parameter if hasattr(parameter, "eqns") else None
-
-
-def _multiply_adds(equation: Any) -> int:
-    """Multiply-adds of one product or convolution; 0 for anything else."""
-    name = equation.primitive.name
-    if name == "dot_general":
-        (contracted, _), _ = equation.params["dimension_numbers"]
-        left = equation.invars[0].aval.shape
-        return math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
-    if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape
-        features = equation.params["dimension_numbers"].rhs_spec[0]
-        return math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[features]
-    return 0
