@@ -22,7 +22,9 @@ from experiments import (
     anomaly,
     cli,
     deep_autoencoder,
+    gan,
     images,
+    japanese_vowels,
     ledger,
     lenet,
     masked_language,
@@ -30,11 +32,14 @@ from experiments import (
     resnet,
     sentences,
     shakespeare,
+    torch_gan,
+    translation,
     two_conv,
     unet_isbi,
     vae,
     vit,
     vqvae,
+    wikitext,
 )
 from jdl import data, train
 from jdl.train.history import to_json
@@ -74,6 +79,15 @@ SENTENCE_MODELS: dict[sentences.ModelName, str] = {
 }
 SENTENCE_SETS: dict[sentences.DatasetName, float] = {"sst2": 83.5, "mr": 75.9, "trec": 88.2}
 
+KUDO_1999 = (
+    'Kudo, Toyama and Shimbo, "Multidimensional curve classification using passing-through regions", 1999'
+)
+MERITY_2018 = 'Merity, Keskar and Socher, "Regularizing and optimizing LSTM language models", 2018'
+WU_2021 = (
+    'Wu, Kong, Bi, Li and Kao, "Good for misconceived reasons: an empirical revisiting on the need for '
+    'visual context in multimodal machine translation", 2021'
+)
+
 FLAX_VAE = "The README of the example vae of Flax"
 BURDA_2016 = 'Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders", ICLR 2016'
 HINTON_2006 = (
@@ -81,7 +95,21 @@ HINTON_2006 = (
 )
 OORD_2017 = 'Van den Oord, Vinyals and Kavukcuoglu, "Neural discrete representation learning", NeurIPS 2017'
 
+# Which GANs are trained here and in PyTorch: images, recipe, updates of the generator.
+GANS: tuple[tuple[images.DatasetName, gan.RecipeName, int], ...] = (
+    ("mnist", "dcgan", 4000),
+    ("mnist", "sngan", 4000),
+    ("mnist", "wgan_gp", 1000),
+    ("fashion_mnist", "dcgan", 4000),
+    ("cifar10", "sngan", 2000),
+)
+GAN_NAMES = {"dcgan": "DCGAN", "sngan": "SNGAN", "wgan_gp": "WGAN-GP"}
+IMAGE_NAMES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+
 SPLITS = {
+    "japanese_vowels": japanese_vowels.SPLIT,
+    "wikitext2": wikitext.SPLIT,
+    "multi30k": "Multi30K, 29,000 pairs of sentences to learn from, 1,014 to choose by, 1,000 of test2016",
     "digits": "UCI 8x8 digits, 1,437 training and 360 test images (stratified)",
     "mnist": "MNIST, 60,000 training and 10,000 test images",
     "fashion_mnist": "Fashion-MNIST, 60,000 training and 10,000 test images",
@@ -292,6 +320,42 @@ RECIPES = {
         for model, title in SENTENCE_MODELS.items()
         for dataset, published in SENTENCE_SETS.items()
     },
+    "japanese_vowels": Recipe(
+        japanese_vowels.main,
+        japanese_vowels.Config(),
+        "Bidirectional GRU on Japanese Vowels",
+        ledger.Published(94.1, "table of results", "recalled"),
+        paper=KUDO_1999,
+        metric="test accuracy",
+        goal="max",
+        figure=test_accuracy,
+        group="Sequences",
+    ),
+    "wikitext2_short": Recipe(
+        wikitext.main,
+        wikitext.SHORT,
+        "LSTM of three layers on WikiText-2, one pass",
+        note="The published 65.6 takes 750 passes; experiments.torch_wikitext trains the same in PyTorch.",
+        metric="test perplexity",
+        unit="per word",
+        figure=lambda outcome: outcome.test["carried_perplexity"],
+        group="Text",
+        load=data.load_text,
+    ),
+    "translation_short": Recipe(
+        translation.main,
+        translation.Config(steps=1500, warmup=500, batch_tokens=4096, buckets=4),
+        "Transformer from English to German, Multi30K, 1,500 steps",
+        ledger.Published(41.02, "README of the authors' code", "verified"),
+        "A tenth of the recipe's training, whose figure the published one is.",
+        WU_2021,
+        metric="BLEU on test2016",
+        unit="BLEU",
+        goal="max",
+        figure=lambda outcome: outcome.test["test2016_bleu"],
+        group="Text",
+        load=data.load_parallel,
+    ),
     "vae_mnist": Recipe(
         vae.main,
         vae.Config(),
@@ -356,6 +420,22 @@ RECIPES = {
             group="Autoencoders",
         )
         for digit in range(10)
+    },
+    **{
+        f"gan_{dataset}_{recipe}{'_torch' if peer else ''}": Recipe(
+            torch_gan.main if peer else gan.main,
+            gan.Config(dataset=dataset, recipe=recipe, steps=steps),
+            f"{GAN_NAMES[recipe]} on {IMAGE_NAMES[dataset]}, {steps:,} steps{', in PyTorch' if peer else ''}",
+            note="In 84 features of a LeNet-5 trained on the same images: other numbers than those in an "
+            "Inception network's. "
+            + ("The peer of ours." if peer else "experiments.torch_gan trains the same in PyTorch."),
+            metric="Frechet distance of 10,000 samples to the test set",
+            unit="squared",
+            figure=(lambda scores: scores["frechet"]) if peer else (lambda outcome: outcome.test["frechet"]),
+            group="GANs",
+        )
+        for dataset, recipe, steps in GANS
+        for peer in (False, True)
     },
 }
 
@@ -449,7 +529,7 @@ if __name__ == "__main__":
     parser.add_argument("--busy", action="store_true", help="note that the machine runs other work too")
     arguments = parser.parse_args()
     if not arguments.names:
-        print("\n".join(f"{name:<22} {recipe.title}" for name, recipe in RECIPES.items()))
+        print("\n".join(f"{name:<30} {recipe.title}" for name, recipe in RECIPES.items()))
     train.prepare()
     with cli.sentences():
         main(arguments.names, arguments.seeds, arguments.folder, busy=arguments.busy)
