@@ -1,11 +1,14 @@
 """The host's side of training: the loop, checkpoints, history, devices."""
 
 from jdl.train.checkpoint import CheckpointError, CheckpointMismatch, Checkpoints, Restored
+from jdl.train.chips import Chip, topology
+from jdl.train.cost import Cost, DoesNotFit, Memory
 from jdl.train.fit import Fault, Fitted, Interrupted, Logger, fit
 from jdl.train.history import History, read_lines
 from jdl.train.hosts import connect
 from jdl.train.loggers import LiveCurves, ProgressBar, TensorBoard, print_lines
 from jdl.train.mesh import Mode, batch_sharding, distributed, make_mesh, state_shardings
+from jdl.train.planning import Plan, planning
 from jdl.train.plots import plot_history, save_history
 from jdl.train.run import Loaded, ResumeError, Run, load
 from jdl.train.runtime import prepare
@@ -15,6 +18,9 @@ __all__ = [
     "CheckpointError",
     "CheckpointMismatch",
     "Checkpoints",
+    "Chip",
+    "Cost",
+    "DoesNotFit",
     "Fault",
     "Fitted",
     "History",
@@ -23,7 +29,9 @@ __all__ = [
     "LiveCurves",
     "Loaded",
     "Logger",
+    "Memory",
     "Mode",
+    "Plan",
     "ProgressBar",
     "Restored",
     "ResumeError",
@@ -36,6 +44,7 @@ __all__ = [
     "fit",
     "load",
     "make_mesh",
+    "planning",
     "plot_history",
     "prepare",
     "print_lines",
@@ -43,4 +52,5 @@ __all__ = [
     "save_history",
     "state_shardings",
     "summary",
+    "topology",
 ]

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jdl.train.mesh import batch_sharding
+from jdl.train.planning import put
 
 
 def is_resident(batches: Any) -> bool:
@@ -29,7 +30,7 @@ def place(batch: Any, mesh: Mesh) -> Any:
     """A host batch as global arrays split over the mesh; with several processes, each gives its own rows."""
     sharding = batch_sharding(mesh)
     if jax.process_count() == 1:
-        return jax.device_put(dict(batch), sharding)
+        return put(dict(batch), sharding)
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), dict(batch)
     )

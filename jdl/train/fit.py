@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jdl.core import Learner, PyTree, Variables
+from jdl.train import planning
 from jdl.train.feed import place
 from jdl.train.history import History
 from jdl.train.hosts import peers
@@ -122,7 +123,8 @@ def fit(
     _check_patience(patience, sets, run)
     if evaluators and jax.process_count() > 1:
         raise ValueError("evaluators need one process: of several, each sees its own rows of a set")
-    mesh = make_mesh(mesh)
+    plan = planning.current()
+    mesh = make_mesh(mesh, plan.devices if plan else None)
     key = key if isinstance(key, jax.Array) else jax.random.key(key)
 
     first = _checked_first("training", batches, learner, mesh)
@@ -134,6 +136,8 @@ def fit(
     both = {name: (sets[name], place(firsts[name], mesh)) for name in sets}
     program = build(learner, key, batches, place(first, mesh), both, mesh, mode, several_steps)
     _check_monitor(watch.metric, program.measures, evaluators)
+    if plan is not None:
+        plan.make(program, batches if is_device_side(batches) else place(first, mesh), mesh)
 
     with contextlib.ExitStack() as stack:
         loop = Loop(
@@ -219,7 +223,7 @@ def _checked_first(what: str, batches: Any, learner: Learner, mesh: Mesh) -> Any
 
 def _on_devices(batches: Any, mesh: Mesh) -> Any:
     """Resident batches, copied to every device."""
-    return jax.device_put(batches, NamedSharding(mesh, P())) if is_device_side(batches) else batches
+    return planning.put(batches, NamedSharding(mesh, P())) if is_device_side(batches) else batches
 
 
 def _check_monitor(metric: str, measures: Mapping[str, list[str]], evaluators: Sequence[Evaluator]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -29,11 +29,12 @@ Mode = Literal["jit", "shard_map", "pmap"]
 Step = Callable[[PyTree, Any], tuple[PyTree, PyTree]]
 
 
-def make_mesh(spec: str | Mesh | None = None) -> Mesh:
+def make_mesh(spec: str | Mesh | None = None, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh from a text such as ``"data:4,fsdp:2"``; one size may be -1 for all devices that are left.
 
     Args:
         spec: the text; or a mesh, returned as it is; or None for every device along ``data``.
+        devices: those to take; all that are here when None.
 
     Returns:
         A mesh over the first devices, as many as the sizes multiply to.
@@ -47,7 +48,8 @@ def make_mesh(spec: str | Mesh | None = None) -> Mesh:
     """
     if isinstance(spec, Mesh):
         return spec
-    available = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    available = len(devices)
     sizes: dict[str, int] = {}
     for part in (spec or f"{AXIS}:-1").split(","):
         name, _, size = part.strip().partition(":")
@@ -62,10 +64,10 @@ def make_mesh(spec: str | Mesh | None = None) -> Mesh:
     needed = math.prod(sizes.values())
     if needed > available:
         raise ValueError(
-            f"mesh {spec!r} needs {needed} devices; {available} {jax.default_backend()} devices are there"
+            f"mesh {spec!r} needs {needed} devices; {available} {devices[0].platform} devices are there"
         )
-    devices = np.asarray(jax.devices()[:needed]).reshape(*sizes.values())
-    return Mesh(devices, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    grid = np.asarray(devices[:needed]).reshape(*sizes.values())
+    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def batch_spec(mesh: Mesh) -> P:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from jdl.core import FAULTS, Learner, Metrics, PyTree, Variables, add
 from jdl.train.feed import Feed, is_resident
 from jdl.train.jaxprs import equations
 from jdl.train.mesh import Mode, batch_sharding, distributed, is_carry, state_shardings
+from jdl.train.planning import put
 
 
 class Found(NamedTuple):
@@ -46,6 +48,8 @@ class Program(NamedTuple):
         measures: by name of a set, the metrics that ``evaluate`` gives.
         variables: ``state -> variables``, copied, since the next step takes the state's memory.
         predict: ``variables, inputs -> outputs``.
+        traces: by program, "train" and the names of sets, how to trace it (nothing is computed), and the
+            shapes and shardings of what it knows: the state, or variables.
         batch: ``step -> batch`` on the host.
         floats: paths of the state's floating arrays, in the order of `Found.finite`.
         steps_at_once: whether ``advance`` may do several.
@@ -60,6 +64,7 @@ class Program(NamedTuple):
     measures: Mapping[str, list[str]]
     variables: Callable[[PyTree], Variables]
     predict: Callable[[Variables, Any], Any]
+    traces: Mapping[str, tuple[Callable[[], Any], PyTree]]
     batch: Callable[[int], Any]
     floats: list[str]
     steps_at_once: bool
@@ -108,12 +113,24 @@ def build(
     variables = jax.eval_shape(learner.variables, shapes)
     # Programs dispatched ahead wait for one another's devices, and on several CPU devices for ever.
     in_turn = on_cpu and mesh.size > 1
+    state = _with_shardings(shapes, shardings)
+    placed = _with_shardings(variables, state_shardings(variables, mesh))
+    zeros = _zeros(metrics, copied)
+    advance = jax.jit(
+        _advance(step, mesh, resident, loop), donate_argnums=0, out_shardings=(shardings, copied, copied)
+    )
+    source = batches if resident else first
+    traces: dict[str, Any] = {"train": (lambda: advance.trace(state, zeros, source, 0, 1), state)}
     evaluate, measures = {}, {}
     for name, (batches_of_set, first_of_set) in sets.items():
         with in_words(f"the evaluation set {name!r}", first_of_set):
             sums = jax.eval_shape(learner.evaluate, variables, first_of_set, key)
         measures[name] = [metric for metric in sums if metric != FAULTS]
-        evaluate[name] = _evaluator(learner, batches_of_set, _zeros(sums, copied), mesh, in_turn)
+        none = _zeros(sums, copied)
+        add_batch = _adder(learner, is_device_side(batches_of_set), mesh)
+        example = batches_of_set if is_device_side(batches_of_set) else first_of_set
+        traces[name] = functools.partial(add_batch.trace, none, placed, example, 0), placed
+        evaluate[name] = _evaluator(add_batch, batches_of_set, none, mesh, in_turn)
 
     # A key as host data belongs to no device, and so to every process's.
     key_data, implementation = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
@@ -122,18 +139,15 @@ def build(
         return learner.init(jax.random.wrap_key_data(key_data, impl=implementation), batch)
 
     return Program(
-        state=jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
-        ),
+        state=state,
         init=lambda: jax.jit(init, out_shardings=shardings)(key_data, first),
-        advance=jax.jit(
-            _advance(step, mesh, resident, loop), donate_argnums=0, out_shardings=(shardings, copied, copied)
-        ),
-        zeros=_zeros(metrics, copied),
+        advance=advance,
+        zeros=zeros,
         evaluate=evaluate,
         measures=measures,
         variables=jax.jit(lambda state: jax.tree.map(jnp.copy, learner.variables(state))),
         predict=jax.jit(learner.predict),
+        traces=traces,
         batch=lambda step: jax.device_get(_call(batches, step) if resident else batches(step)),
         floats=[path for path, _ in _floats(shapes)],
         steps_at_once=loop,
@@ -213,17 +227,23 @@ def _total(faults: dict[str, jax.Array]) -> jax.Array:
     return sum(faults.values(), jnp.zeros((), jnp.int32))
 
 
-def _evaluator(
-    learner: Learner, batches: Any, zeros: Metrics, mesh: Mesh, in_turn: bool
-) -> Callable[[Variables], Metrics]:
-    """The function ``variables -> metrics`` of all batches of a set."""
-    resident = is_device_side(batches)
+def _adder(learner: Learner, resident: bool, mesh: Mesh) -> Any:
+    """The compiled function ``sums, variables, source, i -> sums`` with the metrics of batch i added."""
 
     @jax.jit
     def add_batch(sums: Metrics, variables: Variables, source: Any, i: Any) -> Metrics:
         batch = source(i) if resident else source
         batch = jax.lax.with_sharding_constraint(dict(batch), batch_sharding(mesh))
         return add(sums, learner.evaluate(variables, batch, jax.random.fold_in(jax.random.key(0), i)))
+
+    return add_batch
+
+
+def _evaluator(
+    add_batch: Any, batches: Any, zeros: Metrics, mesh: Mesh, in_turn: bool
+) -> Callable[[Variables], Metrics]:
+    """The function ``variables -> metrics`` of all batches of a set."""
+    resident = is_device_side(batches)
 
     def evaluate(variables: Variables) -> Metrics:
         sums = zeros
@@ -240,7 +260,13 @@ def _evaluator(
 
 def _zeros(metrics: Metrics, sharding: NamedSharding) -> Metrics:
     # As host data, which belong to no device, and so to every process's.
-    return jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), sharding), metrics)
+    return jax.tree.map(lambda x: put(np.zeros(x.shape, x.dtype), sharding), metrics)
+
+
+def _with_shardings(shapes: PyTree, shardings: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
+    )
 
 
 def _floats(tree: PyTree) -> list[tuple[str, Any]]:

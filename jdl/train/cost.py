@@ -1,0 +1,332 @@
+"""What a compiled step costs, told before it is run: memory by kind, operations, traffic, and time.
+
+The time is a roofline's: a device that multiplies, reads its memory and talks to its neighbours at its peak
+rates, all three at once, takes as long as the slowest of them. It is a lower bound; the sum of the three is
+what the same device takes if nothing overlaps.
+
+Williams, Waterman and Patterson, "Roofline: an insightful visual performance model for multicore
+architectures", 2009.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from jdl.core import PyTree
+from jdl.train import hlo
+from jdl.train.chips import GIB, Chip, chip_of
+from jdl.train.collectives import Traffic, collectives
+from jdl.train.jaxprs import flops
+from jdl.train.mesh import FSDP
+
+ASSUMPTIONS = (
+    "products and convolutions at the chip's peak rate, elementwise work free",
+    "what the compiled program reads and writes in the device's memory moved at its peak rate",
+    "collectives at the peak rate of all links of a chip, an all-reduce as two passes, without latency",
+    "products split evenly over the devices",
+    "of a loop whose number of turns is not known, one turn",
+)
+
+
+class Memory(NamedTuple):
+    """Bytes on one device while a program runs.
+
+    Attributes:
+        parameters: of the model.
+        optimizer: what the optimiser remembers.
+        other: the rest of the state (running statistics, averages, keys).
+        data: the batch, or the data that live on the device.
+        results: what it gives that does not take the place of an argument.
+        temporaries: what it needs in between.
+        code: the program itself.
+    """
+
+    parameters: int
+    optimizer: int
+    other: int
+    data: int
+    results: int
+    temporaries: int
+    code: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self)
+
+
+class Cost(NamedTuple):
+    """What one step of a program costs.
+
+    Attributes:
+        params: number of parameters.
+        flops: operations in products and convolutions by type, on all devices together.
+        traffic: bytes moved through the memory of one device.
+        collectives: by kind, how many run, and the bytes of their results on one device.
+        sent: bytes that one device sends for them.
+        memory: bytes on one device.
+        chip: what the device can do.
+        devices: how many there are.
+        compiled_in: seconds that compiling took.
+    """
+
+    params: int
+    flops: Mapping[str, int]
+    traffic: int
+    collectives: Mapping[str, Traffic]
+    sent: int
+    memory: Memory
+    chip: Chip
+    devices: int
+    compiled_in: float
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Seconds that each part of a step takes at the device's peak rates."""
+        return {
+            "products": sum(n / self.chip.peak(dtype) for dtype, n in self.flops.items()) / self.devices,
+            "memory": self.traffic / self.chip.bandwidth,
+            "collectives": self.sent / (self.chip.interconnect or math.inf),
+        }
+
+    @property
+    def seconds(self) -> float:
+        """The least that a step can take: as long as its slowest part."""
+        return max(self.parts.values())
+
+    @property
+    def bound(self) -> str:
+        """The slowest part."""
+        return max(self.parts, key=lambda name: self.parts[name])
+
+    @property
+    def utilisation(self) -> float:
+        """The share of the device's peak that products reach if a step takes `seconds`: at most."""
+        return self.parts["products"] / self.seconds if self.seconds else 0.0
+
+    @property
+    def intensity(self) -> float:
+        """Operations a byte of traffic."""
+        return sum(self.flops.values()) / self.devices / max(self.traffic, 1)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device's memory holds it."""
+        return self.memory.total <= self.chip.memory
+
+    def sentence(self) -> str:
+        """What a person wants to know before the first step."""
+        each = f", {self.devices} devices" if self.devices > 1 else ""
+        return (
+            f"{self.params:,} parameters; a step is {si(sum(self.flops.values()))}FLOP, needs "
+            f"{gib(self.memory.total)} of {gib(self.chip.memory)} a device, and takes at least "
+            f"{duration(self.seconds)} ({self.chip.name}{each}; {self.bound} at the peak rate "
+            f"{'measured here' if 'measured' in self.chip.source else 'of the data sheet'})"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for a file."""
+        return {
+            **{name: value for name, value in self._asdict().items() if name not in ("memory", "chip")},
+            "collectives": {kind: each._asdict() for kind, each in self.collectives.items()},
+            "memory": {**self.memory._asdict(), "total": self.memory.total, "capacity": self.chip.memory},
+            "chip": self.chip._asdict(),
+            "fits": self.fits,
+            "intensity": self.intensity,
+            "roofline": {
+                "parts": self.parts,
+                "seconds": self.seconds,
+                "without_overlap": sum(self.parts.values()),
+                "bound": self.bound,
+                "utilisation": self.utilisation,
+                "assumptions": list(ASSUMPTIONS),
+            },
+        }
+
+    def __str__(self) -> str:
+        """A table."""
+        lines = [f"{self.params:,} parameters on {self.devices} x {self.chip.name}", ""]
+        lines += ["memory of a device"]
+        lines += [f"  {name:<14} {gib(size):>12}" for name, size in self.memory._asdict().items()]
+        room = "fits" if self.fits else "DOES NOT FIT"
+        lines += [f"  {'total':<14} {gib(self.memory.total):>12} of {gib(self.chip.memory)}: {room}", ""]
+        lines += [f"products         {si(sum(self.flops.values()))}FLOP ({', '.join(self.flops)})"]
+        lines += [f"memory traffic   {gib(self.traffic)} a device, {self.intensity:.1f} FLOP a byte"]
+        for kind, (count, size) in self.collectives.items():
+            lines += [f"{kind:<16} {count} x, {gib(size)} a device"]
+        parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in self.parts.items())
+        lines += [
+            "",
+            f"a step takes     at least {duration(self.seconds)} ({self.bound}); "
+            f"{duration(sum(self.parts.values()))} if nothing overlaps ({parts})",
+            f"utilisation      at most {100 * self.utilisation:.0f} % of the peak",
+            f"peak rates       {self.chip.source}",
+        ]
+        return "\n".join(lines)
+
+
+class DoesNotFit(ValueError):
+    """A step needs more memory than the device has.
+
+    Attributes:
+        needed: bytes, as far as the compiler says.
+        memory: bytes that there are.
+    """
+
+    def __init__(self, message: str, needed: float, memory: float) -> None:
+        """Keeps the figures beside the sentence."""
+        super().__init__(message)
+        self.needed, self.memory = needed, memory
+
+
+def cost(traced: Any, state: PyTree, mesh: Mesh) -> Cost:
+    """Compiles a program, which its first call then need not do again, and says what it costs.
+
+    Args:
+        traced: the program for its arguments, from ``jax.jit(f).trace(...)``; the first is the state.
+        state: the first argument: arrays or shapes, with shardings.
+        mesh: the devices.
+
+    Raises:
+        DoesNotFit: if the compiler finds that the device's memory does not hold it.
+    """
+    chip = chip_of(mesh.devices.flat[0])
+    start = time.perf_counter()
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise _refused(str(error), state, mesh, chip) from None
+    seconds = time.perf_counter() - start
+    text = compiled.as_text()
+    exchanged = collectives(text)
+    # A reduce-scatter gives one device's share of what it sends.
+    passes = {"all-reduce": 2, "reduce-scatter": mesh.shape.get(FSDP, mesh.size)}
+    found = Cost(
+        params=sum(math.prod(x.shape) for kind, x in kinds(state) if kind == "parameters"),
+        flops=flops(traced.jaxpr.jaxpr),
+        traffic=hlo.traffic(text),
+        collectives=exchanged,
+        sent=sum(passes.get(kind, 1) * each.bytes for kind, each in exchanged.items()),
+        memory=_memory(compiled.memory_analysis(), state, mesh),
+        chip=chip,
+        devices=mesh.size,
+        compiled_in=seconds,
+    )
+    if not found.fits:
+        raise _too_large(found.memory, found.memory.total, chip)
+    return found
+
+
+def kinds(state: PyTree) -> list[tuple[str, Any]]:
+    """The arrays of a state, each with its kind: "parameters", "optimizer" or "other"."""
+
+    def kind(path: str) -> str:
+        if re.search(r"\bopt_state\b", path):
+            return "optimizer"
+        return "parameters" if re.search(r"\bparams\b", path) else "other"
+
+    return [(kind(jax.tree_util.keystr(path)), x) for path, x in jax.tree_util.tree_leaves_with_path(state)]
+
+
+def _sizes(state: PyTree) -> dict[str, int]:
+    """Bytes of a state on one device, by kind."""
+    found = {"parameters": 0, "optimizer": 0, "other": 0}
+    for kind, x in kinds(state):
+        shape = x.sharding.shard_shape(x.shape)
+        itemsize = 8 if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize
+        found[kind] += math.prod(shape) * itemsize
+    return found
+
+
+def _memory(analysis: Any, state: PyTree, mesh: Mesh) -> Memory:
+    sizes = _sizes(state)
+    return Memory(
+        **sizes,
+        data=max(0, analysis.argument_size_in_bytes - sum(sizes.values())),
+        results=max(0, analysis.output_size_in_bytes - analysis.alias_size_in_bytes),
+        temporaries=analysis.temp_size_in_bytes,
+        code=analysis.generated_code_size_in_bytes,
+    )
+
+
+def _refused(message: str, state: PyTree, mesh: Mesh, chip: Chip) -> DoesNotFit:
+    """What the compiler says when it runs out of memory, in our words."""
+    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    said = [float(n) * units[unit] for n, unit in re.findall(r"(\d+(?:\.\d+)?)([KMGT])\b", message)]
+    needed = max(said, default=math.nan)
+    memory = Memory(**_sizes(state), data=0, results=0, temporaries=0, code=0)
+    if not math.isnan(needed):
+        memory = memory._replace(temporaries=max(0, int(needed) - memory.total))
+    return _too_large(memory, needed, chip)
+
+
+def _too_large(memory: Memory, needed: float, chip: Chip) -> DoesNotFit:
+    """Says what does not fit, and the nearest setting that is likely to."""
+    parts = ", ".join(f"{name} {gib(size)}" for name, size in memory._asdict().items() if size)
+    lasting = memory.total - memory.temporaries
+    if lasting < chip.memory:
+        k = 1
+        while lasting + memory.temporaries / k > chip.memory:
+            k *= 2
+        cure = (
+            f"a batch {k} times smaller is estimated to fit, or learners.gradient(..., accumulate={k}); "
+            "so may bfloat16, and remat in the model"
+        )
+    else:
+        n = 2
+        while n < 2**16 and lasting / n > chip.memory:
+            n *= 2
+        cure = f'the state alone does not fit: share it over at least {n} devices with mesh="fsdp:{n}"'
+    return DoesNotFit(
+        f"a step needs {gib(needed)} and a device ({chip.name}) has {gib(chip.memory)}: {parts}; {cure}",
+        needed,
+        chip.memory,
+    )
+
+
+def gib(size: float) -> str:
+    """Bytes in words.
+
+    Example:
+        >>> gib(3 * 2**29), gib(5000), gib(7e6)
+        ('1.50 GiB', '4.9 KiB', '6.7 MiB')
+    """
+    if size >= GIB:
+        return f"{size / GIB:,.2f} GiB"
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
+
+
+def si(count: float) -> str:
+    """A count with a prefix, for the unit that follows.
+
+    Example:
+        >>> si(1.2345e12) + "FLOP"
+        '1.23 TFLOP'
+    """
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if count < 1000 or prefix == "P":
+            break
+        count /= 1000
+    return f"{count:.3g} {prefix}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words.
+
+    Example:
+        >>> duration(0.01234), duration(2.5), duration(4e-6)
+        ('12.3 ms', '2.50 s', '4.00 us')
+    """
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= size or unit == "us":
+            break
+    return f"{seconds / size:.{2 if seconds / size < 10 else 1}f} {unit}"

@@ -1,0 +1,134 @@
+"""Planning: everything that `jdl.train.fit` does up to its first step, on devices that need not be here."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import jax
+from jax.sharding import Mesh
+
+from jdl.core import PyTree
+from jdl.train.cost import Cost, cost
+
+if TYPE_CHECKING:
+    from jdl.train.program import Program
+
+
+class Planned(BaseException):
+    """Leaves `jdl.train.fit`, and whatever called it, once the plan is made."""
+
+
+@dataclass
+class Plan:
+    """What `jdl.train.fit` would run.
+
+    Attributes:
+        devices: those to plan for; those that are here when None.
+        measure: steps to run after that, to compare; 0 for none.
+        evaluation: whether to compile the evaluation sets' programs too.
+        costs: by program, "train" and the names of evaluation sets, what one step costs.
+        seconds: what a step was measured to take.
+    """
+
+    devices: Sequence[Any] | None = None
+    measure: int = 0
+    evaluation: bool = False
+    costs: dict[str, Cost] = field(default_factory=dict)
+    seconds: float | None = None
+
+    def make(self, program: Program, source: Any, mesh: Mesh) -> None:
+        """Fills it in.
+
+        Raises:
+            Planned: always, at the end.
+            jdl.train.DoesNotFit: if the devices' memory does not hold the training step.
+        """
+        for name, (trace, first) in program.traces.items():
+            if name == "train" or self.evaluation:
+                self.costs[name] = cost(trace(), first, mesh)
+        if self.measure:
+            self.seconds = _measured(program, source, self.measure)
+        raise Planned
+
+
+_current: ContextVar[Plan | None] = ContextVar("plan", default=None)
+
+
+@contextlib.contextmanager
+def planning(
+    devices: Sequence[Any] | None = None, *, measure: int = 0, evaluation: bool = False
+) -> Iterator[Plan]:
+    """Inside, the first call of `jdl.train.fit` only says what a step would cost, and ends the block.
+
+    Nothing is placed on the devices, unless steps are to be measured.
+
+    Args:
+        devices: those to plan for, such as `jdl.train.topology` gives; those that are here when None.
+        measure: steps to run, to compare with what is predicted; needs devices that are here.
+        evaluation: whether to compile the evaluation sets' programs too.
+
+    Yields:
+        The plan, to be read after the block. Its ``costs`` are empty if nothing was to be trained.
+
+    Raises:
+        ValueError: if steps are to be measured on devices that are elsewhere.
+        jdl.train.DoesNotFit: if the devices' memory does not hold the training step.
+
+    Example:
+        >>> import optax
+        >>> from jdl import data, learners, models, tasks, train
+        >>> digits = data.load("digits")
+        >>> learner = learners.gradient(tasks.classification(models.MLP((64, 10))), optax.adam(3e-3))
+        >>> with planning() as plan:
+        ...     train.fit(learner, data.shuffled(digits.train, 64), steps=10_000, mesh="data:1")
+        >>> plan.costs["train"].params, sum(plan.costs["train"].flops.values())
+        (4810, 1294336)
+    """
+    if measure and devices is not None:
+        raise ValueError("only steps on devices that are here can be measured")
+    plan = Plan(devices, measure, evaluation)
+    token = _current.set(plan)
+    try:
+        yield plan
+    except Planned:
+        pass
+    finally:
+        _current.reset(token)
+
+
+def current() -> Plan | None:
+    """The plan that is being made, if one is."""
+    return _current.get()
+
+
+def put(tree: PyTree, sharding: Any) -> PyTree:
+    """`jax.device_put`, or where a plan is made the shapes alone."""
+    plan = current()
+    if plan is None or plan.measure:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(lambda x: x, tree)
+    )
+
+
+def _measured(program: Program, source: Any, steps: int) -> float:
+    """Seconds of a training step, over ``steps`` of them after a first few."""
+    state, sums = program.init(), program.zeros
+    done, seconds = 0, 0.0
+    for several in (3, steps):
+        start = time.perf_counter()
+        stop = done + several
+        while done < stop:
+            after = stop if program.steps_at_once else done + 1
+            state, sums, found = program.advance(state, sums, source, done, after)
+            done = after
+            if program.in_turn:
+                jax.block_until_ready(found)
+        jax.block_until_ready(state)
+        seconds = (time.perf_counter() - start) / several
+    return seconds
