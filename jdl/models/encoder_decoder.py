@@ -322,7 +322,7 @@ def transformer(size: str = "base", **options: Any) -> EncoderDecoder:
         "init_std": None,
         "embed_std": width**-0.5,
         "embed_scale": width**0.5,
-        "dropout": 0.1,
+        "dropout": 0.3 if size == "big" else 0.1,
     }
     return assemble(EncoderDecoder, defaults | options)
 

@@ -92,6 +92,11 @@ class Transformer(linen.Module):
     remat: str | None = None
     dtype: Any = None
 
+    @property
+    def causal(self) -> bool:
+        """Whether a position sees none after it."""
+        return self.block.causal
+
     def setup(self) -> None:
         if self.positions not in (None, *POSITIONS):
             raise ValueError(f"positions are None or one of {', '.join(POSITIONS)}; got {self.positions!r}")
@@ -174,7 +179,7 @@ class Transformer(linen.Module):
         if self.positions == "learned" and self.context < T:
             raise ValueError(f"the model has {self.context} learned positions; got a sequence of {T}")
         x_BTD = self._embed(given.values, given.positions, given.types, train)
-        look = given.look(self.block.causal)
+        look = given.look(self.causal)
         x_BTD = self.blocks(x_BTD, train, look, given.positions, real_BT=given.real())
         return self.norm(x_BTD) if self.final_norm else x_BTD
 
@@ -221,7 +226,7 @@ class Transformer(linen.Module):
         Raises:
             ValueError: for a model that is not causal, or has fewer learned positions.
         """
-        if not self.block.causal or self.vocab_size is None:
+        if not self.causal or self.vocab_size is None:
             raise ValueError("only a causal model of tokens has a cache: BlockConfig(causal=True)")
         if self.positions == "learned" and length > self.context:
             raise ValueError(f"the model has {self.context} learned positions; got a cache of {length}")

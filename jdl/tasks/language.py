@@ -32,7 +32,8 @@ def next_token(
     ``lengths`` or of a segment counts nothing. ``weights`` [B] or [B, T] count rows or positions.
 
     Args:
-        module: a module from inputs to logits [B, T, V].
+        module: a module from inputs to logits [B, T, V], where a position may see those before it alone. A
+            module that says by an attribute ``causal`` that it sees others is refused.
         label_smoothing: share of each label's probability spread over the vocabulary, in training.
         z_loss: weight of (log Z)^2, in training.
         chunk: positions of each row whose logits are held at a time: the module's methods ``hidden`` and
@@ -42,8 +43,8 @@ def next_token(
         A task with the metrics "loss" (nats a token), "accuracy" and "perplexity", monitored by "min loss".
 
     Raises:
-        ValueError: for a share out of range, or a chunk for a module without those methods; and, from the
-            task's ``check``, for tokens, labels, lengths or weights that do not fit, in words.
+        ValueError: for a share out of range, a chunk for a module without those methods, or a module that
+            is not causal; and, from the task's ``check``, for tokens, labels, lengths or weights that do not fit, in words.
 
     Example:
         >>> from flax import linen
@@ -61,6 +62,9 @@ def next_token(
     Reference:
         Bengio, Ducharme, Vincent and Jauvin, "A neural probabilistic language model", 2003, section 2.
     """
+    if not getattr(module, "causal", True):
+        raise ValueError(f"next_token needs a model that sees no token after the one it is at, which this "
+                         f"{type(module).__name__} does: BlockConfig(causal=True), or jdl.tasks.masked")  # fmt: skip
     task = _of_tokens(module, label_smoothing, z_loss, chunk)
 
     def check(batch: Batch) -> None:
