@@ -44,7 +44,8 @@ def next_token(
 
     Raises:
         ValueError: for a share out of range, a chunk for a module without those methods, or a module that
-            is not causal; and, from the task's ``check``, for tokens, labels, lengths or weights that do not fit, in words.
+            is not causal; and, from the task's ``check``, for tokens, labels, lengths or weights that do not
+            fit, in words.
 
     Example:
         >>> from flax import linen
@@ -63,8 +64,8 @@ def next_token(
         Bengio, Ducharme, Vincent and Jauvin, "A neural probabilistic language model", 2003, section 2.
     """
     if not getattr(module, "causal", True):
-        raise ValueError(f"next_token needs a model that sees no token after the one it is at, which this "
-                         f"{type(module).__name__} does: BlockConfig(causal=True), or jdl.tasks.masked")  # fmt: skip
+        raise ValueError(f"next_token needs a causal model, which sees no token after the one it is at, and this "
+                         f"{type(module).__name__} is not: BlockConfig(causal=True), or tasks.masked")  # fmt: skip
     task = _of_tokens(module, label_smoothing, z_loss, chunk)
 
     def check(batch: Batch) -> None:
