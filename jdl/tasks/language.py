@@ -64,8 +64,10 @@ def next_token(
         Bengio, Ducharme, Vincent and Jauvin, "A neural probabilistic language model", 2003, section 2.
     """
     if not getattr(module, "causal", True):
-        raise ValueError(f"next_token needs a causal model, which sees no token after the one it is at, and this "
-                         f"{type(module).__name__} is not: BlockConfig(causal=True), or tasks.masked")  # fmt: skip
+        raise ValueError(
+            "next_token needs a causal model, in which no token is seen before its turn; this "
+            f"{type(module).__name__} is not: give it BlockConfig(causal=True), or use tasks.masked"
+        )
     task = _of_tokens(module, label_smoothing, z_loss, chunk)
 
     def check(batch: Batch) -> None:
