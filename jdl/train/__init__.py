@@ -7,11 +7,13 @@ from jdl.train.fit import Fault, Fitted, Interrupted, Logger, fit
 from jdl.train.history import History, read_lines
 from jdl.train.hosts import connect
 from jdl.train.loggers import LiveCurves, ProgressBar, TensorBoard, print_lines
-from jdl.train.mesh import Mode, batch_sharding, distributed, make_mesh, state_shardings
+from jdl.train.mesh import Mode, distributed, make_mesh
 from jdl.train.planning import Plan, planning
 from jdl.train.plots import plot_history, save_history
+from jdl.train.profile import Goodput, goodput
 from jdl.train.run import Loaded, ResumeError, Run, load
 from jdl.train.runtime import prepare
+from jdl.train.sharding import batch_sharding, batch_shardings, state_shardings
 from jdl.train.summary import Layer, Summary, summary
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "DoesNotFit",
     "Fault",
     "Fitted",
+    "Goodput",
     "History",
     "Interrupted",
     "Layer",
@@ -39,9 +42,11 @@ __all__ = [
     "Summary",
     "TensorBoard",
     "batch_sharding",
+    "batch_shardings",
     "connect",
     "distributed",
     "fit",
+    "goodput",
     "load",
     "make_mesh",
     "planning",

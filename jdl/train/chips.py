@@ -76,7 +76,7 @@ QUIETLY = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-"""Environment of a libtpu that only compiles: it asks no network what this machine is, and locks no device."""
+"""Environment of a libtpu that only compiles: it asks no network where it is, and locks no device."""
 
 EXAMPLES = ("v5e:1x1", "v5e:2x4", "v5e:16x16", "v6e:2x4", "v5p:2x2x1", "v5p:8x8x16", "v4:2x2x1")
 

@@ -1,4 +1,4 @@
-"""Time spent training, for rates, progress and the size of a dispatch."""
+"""Where the time goes: for rates, progress, the size of a dispatch, and the account of a run."""
 
 from __future__ import annotations
 
@@ -10,17 +10,54 @@ from collections.abc import Iterator
 PROGRESS_SECONDS = 0.2
 """Time between two progress records."""
 
+HOST = "host"
+"""What the time that is not spent on anything by name is spent on: Python, logging, pictures."""
+
+ASIDE = ("compile", "evaluation", "checkpoint")
+"""What is no part of training in rates."""
+
 
 class Clock:
-    """Time spent training, evaluation and saving left out."""
+    """An account of the time since it was made.
+
+    Attributes:
+        spent: seconds by name, all of them together the time since.
+    """
 
     def __init__(self) -> None:
-        self._last = self._log_time = self._progress_time = time.perf_counter()
+        self.spent = {HOST: 0.0}
+        self._on, self._since = HOST, time.perf_counter()
+        self._last = self._log_time = self._progress_time = 0.0
         self._seconds_a_step, self._log_steps, self._at_once = math.inf, 0, 1
+
+    def _turn_to(self, name: str) -> str:
+        """Books the time so far, and says on what it was spent."""
+        now, before = time.perf_counter(), self._on
+        self.spent[before] = self.spent.get(before, 0.0) + now - self._since
+        self._on, self._since = name, now
+        return before
+
+    @contextlib.contextmanager
+    def spending(self, name: str) -> Iterator[None]:
+        """Books the time inside under a name; what is booked in it under another is not counted twice."""
+        before = self._turn_to(name)
+        try:
+            yield
+        finally:
+            self._turn_to(before)
+
+    def account(self) -> dict[str, float]:
+        """Seconds by name up to now."""
+        self._turn_to(self._on)
+        return dict(self.spent)
+
+    def _training(self) -> float:
+        """Seconds so far, evaluation and the like left out."""
+        return sum(seconds for name, seconds in self.account().items() if name not in ASIDE)
 
     def tick(self, steps: int) -> None:
         """A dispatch of ``steps`` has ended."""
-        now = time.perf_counter()
+        now = self._training()
         self._seconds_a_step = (now - self._last) / steps
         self._last, self._log_steps = now, self._log_steps + steps
 
@@ -41,11 +78,3 @@ class Clock:
         if due:
             self._progress_time = self._last
         return due
-
-    @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Leaves out the time inside."""
-        start = time.perf_counter()
-        yield
-        lost = time.perf_counter() - start
-        self._last, self._log_time = self._last + lost, self._log_time + lost

@@ -24,7 +24,7 @@ from jdl.train import hlo
 from jdl.train.chips import GIB, Chip, chip_of
 from jdl.train.collectives import Traffic, collectives
 from jdl.train.jaxprs import flops
-from jdl.train.mesh import FSDP
+from jdl.train.sharding import FSDP
 
 ASSUMPTIONS = (
     "products and convolutions at the chip's peak rate, elementwise work free",

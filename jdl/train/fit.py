@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,11 +17,13 @@ from jax.sharding import PartitionSpec as P
 
 from jdl.core import Learner, PyTree, Variables
 from jdl.train import planning
+from jdl.train.cost import Cost, cost
 from jdl.train.feed import place
 from jdl.train.history import History
 from jdl.train.hosts import peers
 from jdl.train.loop import Evaluator, Logger, Loop, Plan
 from jdl.train.mesh import Mode, check_batch, make_mesh
+from jdl.train.profile import Profiler
 from jdl.train.program import build, first_batch, in_words, is_device_side
 from jdl.train.run import Run, machine, start
 from jdl.train.stopping import Fault, Interrupted, Signals, Watch, unmeasured
@@ -37,6 +40,7 @@ class Fitted(NamedTuple):
         step: steps done.
         best: {"step": ..., "value": ...} of the monitored metric, empty where nothing was evaluated.
         reason: why training ended, in a sentence.
+        cost: what one step was predicted to cost.
     """
 
     state: PyTree
@@ -46,6 +50,7 @@ class Fitted(NamedTuple):
     step: int
     best: dict[str, Any]
     reason: str
+    cost: Cost
 
 
 def fit(
@@ -65,8 +70,11 @@ def fit(
     mesh: str | Mesh | None = None,
     mode: Mode = "jit",
     several_steps: bool | None = None,
+    profile: str | Path | None = None,
 ) -> Fitted:
     """Trains a learner for a number of steps.
+
+    Before the first step a message says what one costs: parameters, operations, memory and the least time.
 
     With a `Run` whose folder holds a checkpoint, it goes on from there; a run that is killed at any moment
     and started again ends bitwise equal to one that was not, on the same shape of machine.
@@ -96,12 +104,15 @@ def fit(
         mesh: the devices, as in `jdl.train.make_mesh`; all of them when None.
         mode: "jit" (the compiler splits the work), "shard_map" or "pmap".
         several_steps: whether one dispatch may hold several steps; chosen by the backend when None.
+        profile: a folder for a trace of a few steps, which TensorBoard (XProf) and Perfetto open; at the end
+            a message says where the time went. `jdl.train.goodput` tells it of any run's folder.
 
     Returns:
         The trained state, variables to use, a ``predict`` function and the history.
 
     Raises:
         ValueError: for a batch that the learner or the mesh cannot take, before anything is compiled.
+        jdl.train.DoesNotFit: if a step needs more memory than the devices have; says the nearest setting.
         jdl.train.ResumeError: if the run's folder holds a run with other settings or data.
         Fault: at the first step whose loss, gradient or parameters are not finite.
         Interrupted: after SIGINT or SIGTERM, when the state is saved; exit status 130 or 143.
@@ -158,14 +169,21 @@ def fit(
             run=run,
             machine=machine(mesh, mode),
             start=start(key, first),
+            profiler=Profiler(profile) if profile is not None else None,
         )
+        # The first dispatch finds the program compiled.
+        with loop.clock.spending("compile"):
+            predicted = cost(program.traces["train"][0](), program.state, mesh)
+        loop.tell(predicted.sentence())
         stack.enter_context(peers())
         if run is not None:
             loop.checkpoints = stack.enter_context(run.checkpoints(watch.monitor, loop.tell))
         loop.go()
         variables = loop.variables()
         predict = jax.tree_util.Partial(learner.predict, variables)
-        return Fitted(loop.state, variables, predict, loop.history, loop.step, watch.best, loop.reason())
+        return Fitted(
+            loop.state, variables, predict, loop.history, loop.step, watch.best, loop.reason(), predicted
+        )
 
 
 def _check_numbers(**numbers: int | None) -> None:

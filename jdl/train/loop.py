@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from jdl.train.checkpoint import CheckpointError, CheckpointMismatch, Checkpoint
 from jdl.train.clock import Clock
 from jdl.train.feed import Feed
 from jdl.train.history import History, Record, to_json
+from jdl.train.profile import TIMES, Account, Profiler
 from jdl.train.program import Found, Program, is_device_side, not_finite
 from jdl.train.run import ResumeError, Run
 from jdl.train.stopping import Fault, Interrupted, Signals, Watch
@@ -79,6 +80,8 @@ class Loop:
     best_variables: Variables | None = None
     pending: Pending | None = None
     clock: Clock = field(default_factory=Clock)
+    account: Account | None = None
+    profiler: Profiler | None = None
 
     def go(self) -> None:
         """All steps from where the run stands."""
@@ -86,15 +89,23 @@ class Loop:
         boundary = self.plan.boundary(self.step)
         with self._sources() as source:
             while self.step < self.plan.steps and not self.watch.out_of_patience:
-                self._dispatch(source(self.step), boundary)
+                with self.clock.spending("data"):
+                    batch = source(self.step)
+                self._dispatch(batch, boundary)
                 if self.step == boundary:
                     self._at_boundary()
                     boundary = self.plan.boundary(self.step)
                 if self.signals.asked(self.step):
                     self._leave()
         self._settle()
+        if self.profiler is not None:
+            self.profiler.stop(self._wait)
         if self.checkpoints is not None:
-            self.checkpoints.wait()
+            with self.clock.spending("checkpoint"):
+                self.checkpoints.wait()
+        self._book(self.step)
+        if self.profiler is not None and self.account is not None:
+            self.tell(f"{self.account.goodput()}\n{self.profiler.sentence()}")
 
     def _start(self) -> None:
         """Takes up the newest good checkpoint, or the initial state."""
@@ -102,10 +113,13 @@ class Loop:
         restored = self._restore()
         if restored is not None:
             self._resume(restored)
+        if jax.process_index() == 0:
+            self.account = Account(self.run.path(TIMES) if self.run else None, self.clock, self.step)
         if self.run and jax.process_index() == 0:
             self.run.begin(self.history)
         if restored is None:
-            self.state = self.program.init()
+            with self.clock.spending("compile"):
+                self.state = self.program.init()
             # Nothing may turn out better than the start.
             self._evaluate(save=self.watch.patience is not None)
 
@@ -161,7 +175,9 @@ class Loop:
         start, stop = self.step, self.step + 1
         if self.program.steps_at_once:
             stop = min(start + self.clock.steps_in(DISPATCH_SECONDS), boundary)
-        self.state, self.sums, found = self.program.advance(self.state, self.sums, source, start, stop)
+        traced = self.profiler.step(start, self._wait) if self.profiler else nullcontext()
+        with traced, self.clock.spending("compute"):
+            self.state, self.sums, found = self.program.advance(self.state, self.sums, source, start, stop)
         self._settle()
         log = stop == boundary and (stop % self.plan.log_every == 0 or stop == self.plan.steps)
         self.pending = Pending(stop, stop - start, found, self.sums, log)
@@ -174,7 +190,9 @@ class Loop:
         if self.pending is None:
             return
         done, self.pending = self.pending, None
-        if int(done.found.step) >= 0:
+        with self.clock.spending("compute"):
+            first = int(done.found.step)
+        if first >= 0:
             raise Fault(self._describe(done.found))
         self.clock.tick(done.steps)
         if done.log:
@@ -193,7 +211,7 @@ class Loop:
     def _evaluate(self, save: bool = True) -> None:
         """Evaluates every set, and remembers whether this is the best so far."""
         self._settle()
-        with self.clock.stopped():
+        with self.clock.spending("evaluation"):
             if self.sets:
                 variables = self.program.variables(self.state)
                 records = [self._measure(name, variables) for name in self.sets]
@@ -223,7 +241,7 @@ class Loop:
         sums = {path: np.asarray(x).tolist() for path, x in _by_path(self.sums)}
         progress = {**self.watch.progress(), "sums": sums}
         meta = self.run.meta(progress, self.history, self.machine, self.start)
-        with self.clock.stopped():
+        with self.clock.spending("checkpoint"):
             self.checkpoints.save(self.step, self.state, meta, score=self.watch.score(self.step), wait=wait)
 
     def _leave(self) -> None:
@@ -277,6 +295,15 @@ class Loop:
         if self.run and jax.process_index() == 0:
             self.run.log(record)
         self._log(record)
+        self._book(record["step"])
+
+    def _book(self, step: int) -> None:
+        """Writes down where the time went."""
+        if self.account is not None:
+            self.account.book(step)
+
+    def _wait(self) -> None:
+        jax.block_until_ready(self.state)
 
     def _log(self, record: Record) -> list[object]:
         return [logger(record) for logger in self.loggers] if jax.process_index() == 0 else []
