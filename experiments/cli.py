@@ -7,9 +7,12 @@ import dataclasses
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+
+import jax
 
 from jdl import train
 
@@ -34,13 +37,22 @@ class Execution:
     """Also write TensorBoard files into the folder."""
     quiet: bool = False
     """No progress bar."""
+    dry_run: bool = False
+    """Only say what a step would cost on these devices (parameters, operations, memory, the least time):
+    nothing is trained or written. Of a study of many networks, the first."""
+    profile: bool = False
+    """Trace a few steps for TensorBoard (XProf) or Perfetto, into the folder, and say where the time went. Not
+    in a study of many networks."""
+    hosts: str = ""
+    """Machines with one process each that train as one, such as "a:1234,b" or "gpu[01-16].lab". Not needed
+    under Open MPI, Slurm, Cloud TPU or a Kubernetes job; "alone" for one process in spite of them. All share
+    the folder, which must be given."""
     coordinator: str = ""
-    """Where process 0 listens, "host:port", when several processes train as one. Each is started with the
-    same flags but its own --process; they share the folder, which must be given."""
-    process: int = 0
-    """Which of the processes this is, from 0."""
-    processes: int = 1
-    """How many processes there are."""
+    """Instead of hosts, where process 0 listens, "host:port"."""
+    process: int | None = None
+    """Which of the processes this is, from 0, where its host does not say."""
+    processes: int | None = None
+    """How many processes there are, where hosts do not say."""
 
 
 def command(
@@ -61,11 +73,27 @@ def command(
     with sentences():
         settings = parse(config, sys.argv[1:], description, defaults)
         where: Execution = settings.execution  # type: ignore[attr-defined]
-        if where.coordinator:
-            if not where.run:
-                raise ValueError("several processes need one folder for all: give it with --run")
-            train.connect(where.coordinator, where.process, where.processes)
-        main(settings)
+        train.connect(where.coordinator or None, where.process, where.processes, hosts=where.hosts or None)
+        if jax.distributed.is_initialized() and jax.process_count() > 1 and not where.run:
+            raise ValueError("several processes need one folder for all: give it with --run")
+        if where.dry_run:
+            print(dry_run(main, settings))
+        else:
+            main(settings)
+
+
+def dry_run(main: Callable[[C], Any], config: C) -> str:
+    """What a step of an experiment would cost here; nothing is trained, and nothing is written.
+
+    Raises:
+        ValueError: if the experiment trains nothing, or its step does not fit in the devices' memory.
+    """
+    with tempfile.TemporaryDirectory() as folder, train.planning() as plan:
+        where = dataclasses.replace(config.execution, run=folder, quiet=True)  # type: ignore[attr-defined]
+        main(dataclasses.replace(config, execution=where))  # type: ignore[type-var]
+    if not plan.costs:
+        raise ValueError("nothing was to be trained, so there is no step to say the cost of")
+    return str(plan.costs["train"])
 
 
 @contextlib.contextmanager
@@ -176,6 +204,11 @@ def flags(config: Any) -> list[str]:
         else:
             found.append(f"--{flag} {' '.join(map(str, value)) if isinstance(value, tuple) else value}")
     return found
+
+
+def profile(execution: Execution, folder: Path) -> Path | None:
+    """Where the trace of a run in a folder goes, if one is wanted."""
+    return folder / "profile" if execution.profile else None
 
 
 def new_folder(experiment: str, config: Any) -> Path:

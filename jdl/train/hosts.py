@@ -8,44 +8,83 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
+from jdl.train import cluster
 from jdl.train.checkpoint import CheckpointError
 from jdl.train.run import ResumeError
 from jdl.train.stopping import Fault
 
 LOST = 75
-"""Exit status of a process that lost another one: sysexits.h's EX_TEMPFAIL, "try again"."""
+"""Exit status of a process that lost another, or waited in vain: sysexits.h's EX_TEMPFAIL, "try again"."""
 
 HEARTBEAT_SECONDS = 20
 """After so long without a sign of life a process counts as lost."""
+
+ARRIVAL_SECONDS = 300
+"""How long a process that has started waits for the others to start."""
 
 SHUTDOWN_SECONDS = 60
 """How long a process that is done waits for the others."""
 
 
-def connect(address: str | None = None, index: int | None = None, count: int | None = None) -> None:
+def connect(
+    address: str | None = None,
+    index: int | None = None,
+    count: int | None = None,
+    *,
+    hosts: str | Sequence[str] | None = None,
+) -> None:
     """Makes this process one of several that train as one; call it before anything else of JAX.
 
-    Start the same script ``count`` times. On a TPU pod or under Slurm no argument is needed.
+    Start the same script in each process. Where Open MPI, Slurm, Cloud TPU or a Kubernetes job started it,
+    no argument is needed, and where nothing says that there are several, nothing is done. The environment
+    variable JDL_HOSTS stands in for ``hosts``.
 
     Args:
         address: "host:port" of process 0, on a free port.
         index: which of the processes this is, 0 to count - 1.
         count: how many there are.
+        hosts: instead of these, the machines with one process each, such as "a:1234,b" or
+            "gpu[01-16].lab": the first has process 0, and each process finds its own place by the machine's
+            name and addresses, or is told its ``index``. "alone" for a process by itself, whatever the
+            environment says.
 
     Raises:
+        ValueError: if the arguments or the environment contradict each other, or say too little.
         RuntimeError: if JAX computes already, or the others do not come.
+
+    Example:
+        >>> connect(hosts="alone")
+        >>> jax.process_count()
+        1
     """
+    if jax.distributed.is_initialized() and (address, index, count, hosts) == (None,) * 4:
+        return
+    launch = cluster.find(address, index, count, hosts)
+    if launch is None:
+        return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(
-        address,
-        count,
-        index,
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+    try:
+        with _on_abort(_alone_too_long):
+            jax.distributed.initialize(
+                **launch.arguments,
+                initialization_timeout=ARRIVAL_SECONDS,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+            )
+    except (ValueError, OSError) as error:
+        if launch.is_certain:
+            raise
+        print(f"no other process is known of ({error}): this one trains by itself", file=sys.stderr)
+
+
+def _alone_too_long() -> None:
+    _exit_lost(
+        f"not all processes came within {ARRIVAL_SECONDS} s; what the runtime said is above. Start them all, "
+        "with the same list of hosts or address of process 0, whose port must be free and open to the others."
     )
 
 
@@ -82,12 +121,14 @@ def _is_loss(error: BaseException) -> bool:
 
 
 def _leave(reason: str = "the runtime aborted this one; what it said is above") -> None:
-    print(
+    _exit_lost(
         f"process {jax.process_index()} of {jax.process_count()}: another process is gone ({reason}). "
-        "Start all of them again: the run goes on from its last checkpoint.",
-        file=sys.stderr,
-        flush=True,
+        "Start all of them again: the run goes on from its last checkpoint."
     )
+
+
+def _exit_lost(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
     os._exit(LOST)
 
 
