@@ -218,6 +218,7 @@ def main(config: Config) -> Outcome:
         loggers=[watch] if where.quiet else [watch, train.print_lines],
         mesh=where.mesh or None,
         mode=where.mode,
+        profile=cli.profile(where, folder),
     )
     accuracy = fitted.history.last("test")["accuracy"]
     outcome = Outcome(accuracy, time.perf_counter() - start, reached[0] if reached else None, folder)

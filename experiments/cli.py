@@ -41,8 +41,8 @@ class Execution:
     """Only say what a step would cost on these devices (parameters, operations, memory, the least time):
     nothing is trained or written. Of a study of many networks, the first."""
     profile: bool = False
-    """Trace a few steps for TensorBoard (XProf) or Perfetto, into the folder, and say where the time went. Not
-    in a study of many networks."""
+    """Trace a few steps for TensorBoard (XProf) or Perfetto, into the folder, and say where the time went;
+    not in a study of many networks."""
     hosts: str = ""
     """Machines with one process each that train as one, such as "a:1234,b" or "gpu[01-16].lab". Not needed
     under Open MPI, Slurm, Cloud TPU or a Kubernetes job; "alone" for one process in spite of them. All share

@@ -152,6 +152,7 @@ def measure(
             loggers=[] if quiet else [stack.enter_context(train.ProgressBar(config.steps))],
             mesh=config.execution.mesh or None,
             mode=config.execution.mode,
+            profile=cli.profile(config.execution, folder),
         )
     history = fitted.history
     steps, accuracies = history.series("test", "accuracy")

@@ -227,6 +227,7 @@ def classify(experiment: str, model: Any, config: Config, *, size: tuple[int, in
             loggers=loggers,
             mesh=where.mesh or None,
             mode=where.mode,
+            profile=cli.profile(where, folder),
         )
     curves = folder / train.run.CURVES
     if shard[0] == 0:

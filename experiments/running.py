@@ -104,6 +104,7 @@ def run(
             loggers=told,
             mesh=where.mesh or None,
             mode=where.mode,
+            profile=cli.profile(where, folder),
         )
     if is_first:
         train.save_history(fitted.history, folder / train.run.CURVES, title=experiment)

@@ -131,6 +131,7 @@ def main(config: Config) -> images.Outcome:
             loggers=loggers,
             mesh=where.mesh or None,
             mode=where.mode,
+            profile=cli.profile(where, folder),
         )
     outcome = images.Outcome(
         fitted, fitted.history.last("test"), dataset, folder, time.perf_counter() - start

@@ -121,14 +121,15 @@ class Cost(NamedTuple):
         """Whether the device's memory holds it."""
         return self.memory.total <= self.chip.memory
 
-    def sentence(self) -> str:
-        """What a person wants to know before the first step."""
+    def sentence(self, steps: int = 1) -> str:
+        """What a person wants to know before the first of so many steps."""
         each = f", {self.devices} devices" if self.devices > 1 else ""
         return (
             f"{self.params:,} parameters; a step is {si(sum(self.flops.values()))}FLOP, needs "
             f"{gib(self.memory.total)} of {gib(self.chip.memory)} a device, and takes at least "
             f"{duration(self.seconds)} ({self.chip.name}{each}; {self.bound} at the peak rate "
             f"{'measured here' if 'measured' in self.chip.source else 'of the data sheet'})"
+            + (f"; {steps:,} steps {duration(steps * self.seconds)}" if steps > 1 else "")
         )
 
     def to_json(self) -> dict[str, Any]:

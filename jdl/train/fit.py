@@ -174,7 +174,7 @@ def fit(
         # The first dispatch finds the program compiled.
         with loop.clock.spending("compile"):
             predicted = cost(program.traces["train"][0](), program.state, mesh)
-        loop.tell(predicted.sentence())
+        loop.tell(predicted.sentence(steps))
         stack.enter_context(peers())
         if run is not None:
             loop.checkpoints = stack.enter_context(run.checkpoints(watch.monitor, loop.tell))
