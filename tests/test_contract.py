@@ -23,7 +23,7 @@ from jdl import learners, models, tasks
 from jdl.core import FAULTS, Learner, Task, objective, summarize
 from jdl.models import MLP, gan, mlp
 from jdl.train.checkpoint import Checkpoints
-from jdl.train.mesh import batch_sharding, distributed, make_mesh, state_shardings
+from jdl.train import batch_sharding, distributed, make_mesh, state_shardings
 from tests.compiling import jit
 
 # Which makers of tasks take the models of a file. A file whose core another has whole has none.

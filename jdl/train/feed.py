@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jdl.train.mesh import batch_sharding
 from jdl.train.planning import put
+from jdl.train.sharding import batch_shardings
 
 
 def is_resident(batches: Any) -> bool:
@@ -28,11 +28,12 @@ def is_resident(batches: Any) -> bool:
 
 def place(batch: Any, mesh: Mesh) -> Any:
     """A host batch as global arrays split over the mesh; with several processes, each gives its own rows."""
-    sharding = batch_sharding(mesh)
+    batch = dict(batch)
+    shardings = batch_shardings(batch, mesh)
     if jax.process_count() == 1:
-        return put(dict(batch), sharding)
+        return jax.tree.map(put, batch, shardings)
     return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), dict(batch)
+        lambda x, sharding: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch, shardings
     )
 
 

@@ -1,8 +1,5 @@
-"""Devices: which there are, what lies on which, and the three ways to run one step on all of them.
-
-Sharding is a function of paths and shapes, outside the models. A mesh has the axes ``data`` (`core.AXIS`: the
-batch is split, parameters are copied) and ``fsdp`` (the batch is split, and so are parameters and optimiser
-state).
+"""Devices: which there are, and the three ways to run one step on all of them. What lies where is said by
+`jdl.train.sharding`.
 """
 
 from __future__ import annotations
@@ -14,49 +11,50 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from jdl.core import AXIS, CARRY, PyTree
-
-FSDP = "fsdp"
-"""Mesh axis over which parameters and optimiser state are sharded, beside the batch."""
-
-SMALLEST_SHARDED = 2**10
-"""Parameters of fewer elements are copied to every device: gathering them costs more than keeping them."""
+from jdl.core import AXIS, PyTree
+from jdl.train.sharding import AXES, FSDP, SEQUENCE, TENSOR, batch_axes, path_of, state_specs
 
 Mode = Literal["jit", "shard_map", "pmap"]
 Step = Callable[[PyTree, Any], tuple[PyTree, PyTree]]
 
 
 def make_mesh(spec: str | Mesh | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh from a text such as ``"data:4,fsdp:2"``; one size may be -1 for all devices that are left.
+    """A mesh from a text such as ``"data:2,fsdp:2,tensor:2"``; one size may be -1 for all devices left.
+
+    On a TPU the axes follow its network where they can; neighbours along the last axes named are nearest.
 
     Args:
-        spec: the text; or a mesh, returned as it is; or None for every device along ``data``.
+        spec: the text, with any of the axes ``data``, ``fsdp``, ``tensor`` and ``sequence``
+            (`jdl.train.sharding` says what they mean); or a mesh; or None for every device along ``data``.
         devices: those to take; all that are here when None.
 
     Returns:
-        A mesh over the first devices, as many as the sizes multiply to.
+        A mesh over the first devices, as many as the sizes multiply to. A mesh comes back as it is, but for
+        axes that JAX calls explicit or manual: the compiler is to split the work.
 
     Raises:
-        ValueError: for a text that cannot be read, unknown axes, or more devices than there are.
+        ValueError: for a text that cannot be read, unknown axes, more devices than there are, or processes
+            that would share examples.
 
     Example:
         >>> dict(make_mesh("data:1,fsdp:1").shape)
         {'data': 1, 'fsdp': 1}
     """
     if isinstance(spec, Mesh):
-        return spec
+        is_automatic = all(kind == AxisType.Auto for kind in spec.axis_types)
+        return _apart(spec if is_automatic else _automatic(spec.devices, spec.axis_names))
     devices = jax.devices() if devices is None else devices
     available = len(devices)
     sizes: dict[str, int] = {}
     for part in (spec or f"{AXIS}:-1").split(","):
         name, _, size = part.strip().partition(":")
-        if name not in (AXIS, FSDP) or name in sizes or not re.fullmatch("-1|0*[1-9][0-9]*", size):
+        if name not in AXES or name in sizes or not re.fullmatch("-1|0*[1-9][0-9]*", size):
             raise ValueError(
-                f'mesh must read like "{AXIS}:4" or "{AXIS}:4,{FSDP}:2" (-1 for all devices left); '
-                f"got {spec!r}"
+                f'mesh must read like "{AXIS}:4" or "{AXIS}:2,{FSDP}:2,{TENSOR}:2", with the axes '
+                f"{', '.join(AXES)} (-1 for all devices left); got {spec!r}"
             )
         sizes[name] = int(size)
     known = math.prod(size for size in sizes.values() if size > 0)
@@ -66,18 +64,39 @@ def make_mesh(spec: str | Mesh | None = None, devices: Sequence[Any] | None = No
         raise ValueError(
             f"mesh {spec!r} needs {needed} devices; {available} {devices[0].platform} devices are there"
         )
-    grid = np.asarray(devices[:needed]).reshape(*sizes.values())
-    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    return _apart(_laid_out(tuple(sizes.values()), tuple(sizes), list(devices[:needed])))
 
 
-def batch_spec(mesh: Mesh) -> P:
-    """How a batch lies on the mesh: its examples split over every axis."""
-    return P(tuple(mesh.axis_names))
+def _automatic(devices: Any, names: tuple[str, ...]) -> Mesh:
+    return Mesh(devices, names, axis_types=(AxisType.Auto,) * len(names))
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """`batch_spec` as a sharding."""
-    return NamedSharding(mesh, batch_spec(mesh))
+def _laid_out(sizes: tuple[int, ...], names: tuple[str, ...], devices: list[Any]) -> Mesh:
+    """A mesh whose axes follow the network, or where they cannot, the order of the devices."""
+    in_order = _automatic(np.asarray(devices).reshape(sizes), names)
+    if devices[0].platform != "tpu":
+        return in_order
+    try:
+        mesh = jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(names), devices=devices)
+    except (ValueError, NotImplementedError, AssertionError):
+        return in_order  # Part of a slice, several slices, or sizes that do not fit the network's.
+    return mesh if _are_apart(mesh) else in_order
+
+
+def _are_apart(mesh: Mesh) -> bool:
+    """Whether no example lies in two processes, so that each can read its own part of the data."""
+    whole = [i for i, name in enumerate(mesh.axis_names) if name in (TENSOR, SEQUENCE)]
+    owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
+    return bool((owners.min(axis=tuple(whole)) == owners.max(axis=tuple(whole))).all())
+
+
+def _apart(mesh: Mesh) -> Mesh:
+    if not _are_apart(mesh):
+        raise ValueError(
+            f"the axes {TENSOR} and {SEQUENCE} must lie within one process, since each reads examples of its "
+            f"own: name them last, and no larger than its devices; got {dict(mesh.shape)}"
+        )
+    return mesh
 
 
 def check_batch(batch: PyTree, mesh: Mesh, processes: int = 1) -> int:
@@ -89,62 +108,29 @@ def check_batch(batch: PyTree, mesh: Mesh, processes: int = 1) -> int:
         processes: how many processes have such rows.
 
     Raises:
-        ValueError: if it is empty, its arrays differ in length, or it does not divide over the mesh.
+        ValueError: if it is empty, its arrays differ in length, its examples do not divide over the mesh, or
+            the second axis of none of its arrays does where the mesh has ``sequence``.
     """
-    sizes = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (np.shape(x) or (0,))[0]
-        for path, x in jax.tree_util.tree_leaves_with_path(dict(batch))
-    }
+    leaves = jax.tree_util.tree_leaves_with_path(dict(batch))
+    sizes = {path_of(path): (np.shape(x) or (0,))[0] for path, x in leaves}
     if len(set(sizes.values())) != 1:
         raise ValueError(f"the arrays of a batch must have one length; got {sizes}")
     size = next(iter(sizes.values())) * processes
-    if size == 0 or size % mesh.size:
+    parts = math.prod(mesh.shape[name] for name in batch_axes(mesh))
+    if size == 0 or size % parts:
+        others = "".join(f",{name}:{n}" for name, n in mesh.shape.items() if name in (TENSOR, SEQUENCE))
         raise ValueError(
-            f"a batch of {size} examples cannot be split evenly over {mesh.size} devices: "
-            f"use a multiple of {mesh.size}, or fewer devices "
-            f"(mesh={f'{AXIS}:{math.gcd(size, mesh.size)}'!r})"
+            f"a batch of {size} examples cannot be split evenly over {parts} devices: use a multiple of "
+            f"{parts}, or fewer devices (mesh={f'{AXIS}:{math.gcd(size, parts)}{others}'!r})"
+        )
+    shapes = {path_of(path): np.shape(x) for path, x in leaves}
+    length = mesh.shape.get(SEQUENCE, 1)
+    if not any(len(shape) > 1 and shape[1] % length == 0 for shape in shapes.values()) and length > 1:
+        raise ValueError(
+            f"the mesh has {SEQUENCE}:{length}, and no array of the batch a second axis that divides by it; "
+            f"got {shapes}"
         )
     return size
-
-
-def state_specs(state: PyTree, mesh: Mesh) -> PyTree:
-    """How a state lies on the mesh: a `PartitionSpec` for each array, by its path and shape.
-
-    Recurrent carries are split like the batch. Along ``fsdp`` each other array of at least
-    `SMALLEST_SHARDED` elements is split on its largest axis that divides evenly. The rest is copied.
-
-    Args:
-        state: a tree of arrays or of `jax.ShapeDtypeStruct`.
-        mesh: the mesh.
-
-    Returns:
-        A tree of the same structure.
-    """
-    parts = mesh.shape.get(FSDP, 1)
-
-    def spec(path: Any, x: Any) -> P:
-        if is_carry(path):
-            return batch_spec(mesh)
-        if parts > 1 and math.prod(x.shape) >= SMALLEST_SHARDED:
-            divisible = [axis for axis, size in enumerate(x.shape) if size % parts == 0]
-            if divisible:
-                axis = max(divisible, key=lambda axis: x.shape[axis])
-                return P(*[FSDP if i == axis else None for i in range(x.ndim)])
-        return P()
-
-    return jax.tree_util.tree_map_with_path(spec, state)
-
-
-def is_carry(path: Any) -> bool:
-    """Whether a path in a state leads to a recurrent carry."""
-    return f"'{CARRY}'" in jax.tree_util.keystr(path)
-
-
-def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
-    """`state_specs` as shardings."""
-    return jax.tree.map(
-        lambda spec: NamedSharding(mesh, spec), state_specs(state, mesh), is_leaf=lambda x: isinstance(x, P)
-    )
 
 
 def distributed(step: Step, mesh: Mesh, mode: Mode, state: PyTree) -> Step:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +16,9 @@ from jax.sharding import PartitionSpec as P
 from jdl.core import FAULTS, Learner, Metrics, PyTree, Variables, add
 from jdl.train.feed import Feed, is_resident
 from jdl.train.jaxprs import equations
-from jdl.train.mesh import Mode, batch_sharding, distributed, is_carry, state_shardings
+from jdl.train.mesh import Mode, distributed
 from jdl.train.planning import put
+from jdl.train.sharding import Rule, batch_shardings, is_carry, state_shardings
 
 
 class Found(NamedTuple):
@@ -80,6 +81,7 @@ def build(
     mesh: Mesh,
     mode: Mode,
     loop: bool | None,
+    rules: Sequence[Rule] = (),
 ) -> Program:
     """Compiles lazily: nothing is compiled before its first call, and errors of shape are raised here.
 
@@ -92,6 +94,7 @@ def build(
         mesh: the mesh.
         mode: the device mode.
         loop: whether to do several steps a dispatch; None for where the backend gains from it.
+        rules: as in `jdl.train.sharding.state_specs`.
 
     Raises:
         ValueError: if the learner cannot take a batch.
@@ -105,7 +108,7 @@ def build(
     with in_words("training", first):
         shapes = jax.eval_shape(learner.init, key, first)
         _check_carry(shapes, first, mesh)
-        shardings = state_shardings(shapes, mesh)
+        shardings = state_shardings(shapes, mesh, rules)
         step = distributed(learner.step, mesh, mode, shapes)
         jaxpr, (_, metrics) = jax.make_jaxpr(step, return_shape=True)(shapes, first)
     if loop is None:
@@ -114,7 +117,7 @@ def build(
     # Programs dispatched ahead wait for one another's devices, and on several CPU devices for ever.
     in_turn = on_cpu and mesh.size > 1
     state = _with_shardings(shapes, shardings)
-    placed = _with_shardings(variables, state_shardings(variables, mesh))
+    placed = _with_shardings(variables, state_shardings(variables, mesh, rules))
     zeros = _zeros(metrics, copied)
     advance = jax.jit(
         _advance(step, mesh, resident, loop), donate_argnums=0, out_shardings=(shardings, copied, copied)
@@ -185,7 +188,8 @@ def _advance(step: Callable[..., Any], mesh: Mesh, resident: bool, loop: bool) -
     """The function ``state, sums, source, start, stop -> state, sums, found``."""
 
     def split(batch: Any) -> Any:
-        return jax.lax.with_sharding_constraint(dict(batch), batch_sharding(mesh))
+        batch = dict(batch)
+        return jax.lax.with_sharding_constraint(batch, batch_shardings(batch, mesh))
 
     def single(state: PyTree, sums: Metrics, source: Any, start: Any, stop: Any) -> Any:
         del stop
@@ -232,8 +236,8 @@ def _adder(learner: Learner, resident: bool, mesh: Mesh) -> Any:
 
     @jax.jit
     def add_batch(sums: Metrics, variables: Variables, source: Any, i: Any) -> Metrics:
-        batch = source(i) if resident else source
-        batch = jax.lax.with_sharding_constraint(dict(batch), batch_sharding(mesh))
+        batch = dict(source(i) if resident else source)
+        batch = jax.lax.with_sharding_constraint(batch, batch_shardings(batch, mesh))
         return add(sums, learner.evaluate(variables, batch, jax.random.fold_in(jax.random.key(0), i)))
 
     return add_batch

@@ -10,7 +10,7 @@ from flax import linen
 from jdl.core import CARRY
 from jdl.learners import averaged, gradient
 from jdl.tasks import regression
-from jdl.train.mesh import batch_sharding, distributed, make_mesh, state_shardings
+from jdl.train import batch_sharding, distributed, make_mesh, state_shardings
 
 B, D = 16, 3
 

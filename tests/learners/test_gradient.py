@@ -15,7 +15,7 @@ from jdl.core import FAULTS, summarize
 from jdl.learners import gradient
 from jdl.models import MLP
 from jdl.tasks import classification, regression
-from jdl.train.mesh import batch_sharding, distributed, make_mesh, state_shardings
+from jdl.train import batch_sharding, distributed, make_mesh, state_shardings
 
 KEY = jax.random.key(0)
 MODEL = MLP((8, 3), activation=jnp.tanh)

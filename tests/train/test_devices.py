@@ -41,7 +41,7 @@ def test_jit_on_a_mesh_is_one_device(mesh: str | None, one_device: dict[float, t
 
 
 def test_parameters_are_really_sharded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("jdl.train.mesh.SMALLEST_SHARDED", 256)
+    monkeypatch.setattr("jdl.train.sharding.SMALLEST_SHARDED", 256)
     options: dict[str, Any] = {"steps": STEPS, "net": {"width": 64}}
     sharded = start(tmp_path, mesh="data:2,fsdp:4", **options)
     for x in jax.tree.leaves(sharded.state):

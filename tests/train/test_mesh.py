@@ -12,16 +12,8 @@ from jdl.core import AXIS, CARRY, State
 from jdl.learners import gradient
 from jdl.nn import BatchNorm, Conv, Dense
 from jdl.tasks import classification
-from jdl.train.mesh import (
-    FSDP,
-    batch_sharding,
-    batch_spec,
-    check_batch,
-    distributed,
-    make_mesh,
-    state_shardings,
-    state_specs,
-)
+from jdl.train.mesh import check_batch, distributed, make_mesh
+from jdl.train.sharding import FSDP, batch_sharding, batch_spec, state_shardings, state_specs
 
 KEY = jax.random.key(0)
 
@@ -47,7 +39,9 @@ def test_meshes_are_read_from_texts(devices, text, shape):
     "text", ["4", "data", "data:", "data:0", "data:-2", "data:--1", "model:2", "data:2,data:4", "data:x", ","]
 )
 def test_texts_that_cannot_be_read_are_refused(text):
-    with pytest.raises(ValueError, match=f'must read like "data:4" or "data:4,fsdp:2" .* got {text!r}'):
+    with pytest.raises(
+        ValueError, match=f'must read like "data:4" or "data:2,fsdp:2,tensor:2".* got {text!r}'
+    ):
         make_mesh(text)
 
 
