@@ -26,6 +26,7 @@ from jdl.train.mesh import Mode, check_batch, make_mesh
 from jdl.train.profile import Profiler
 from jdl.train.program import build, first_batch, in_words, is_device_side
 from jdl.train.run import Run, machine, start
+from jdl.train.sharding import Rule
 from jdl.train.stopping import Fault, Interrupted, Signals, Watch, unmeasured
 
 
@@ -68,6 +69,7 @@ def fit(
     run: Run | None = None,
     loggers: Sequence[Logger] = (),
     mesh: str | Mesh | None = None,
+    rules: Sequence[Rule] = (),
     mode: Mode = "jit",
     several_steps: bool | None = None,
     profile: str | Path | None = None,
@@ -101,7 +103,10 @@ def fit(
         loggers: functions of each record: a dictionary with ``step``, ``split`` and metrics. A record whose
             split is "progress" comes a few times a second, and one whose split is "message" has a ``text``
             for the user; neither is part of the history. Unless a logger returns True, stderr shows messages.
-        mesh: the devices, as in `jdl.train.make_mesh`; all of them when None.
+        mesh: the devices, as in `jdl.train.make_mesh`: "data:2,fsdp:2,tensor:2", or a mesh; all of them when
+            None.
+        rules: how arrays lie on it, before the library's own rules: pairs of a regular expression over the
+            path of an array and a `jax.sharding.PartitionSpec`, as in `jdl.train.sharding.state_specs`.
         mode: "jit" (the compiler splits the work), "shard_map" or "pmap".
         several_steps: whether one dispatch may hold several steps; chosen by the backend when None.
         profile: a folder for a trace of a few steps, which TensorBoard (XProf) and Perfetto open; at the end
@@ -145,7 +150,7 @@ def fit(
     batches = _on_devices(batches, mesh)
     sets = {name: _on_devices(s, mesh) for name, s in sets.items()}
     both = {name: (sets[name], place(firsts[name], mesh)) for name in sets}
-    program = build(learner, key, batches, place(first, mesh), both, mesh, mode, several_steps)
+    program = build(learner, key, batches, place(first, mesh), both, mesh, mode, several_steps, rules)
     _check_monitor(watch.metric, program.measures, evaluators)
     if plan is not None:
         plan.make(program, batches if is_device_side(batches) else place(first, mesh), mesh)
