@@ -68,7 +68,7 @@ def next_token(
             "next_token needs a causal model, in which no token is seen before its turn; this "
             f"{type(module).__name__} is not: give it BlockConfig(causal=True), or use tasks.masked"
         )
-    task = _of_tokens(module, label_smoothing, z_loss, chunk)
+    task = of_tokens(module, label_smoothing, z_loss, chunk)
 
     def check(batch: Batch) -> None:
         V, inputs = check_tokens(task, batch), batch["inputs"]
@@ -106,7 +106,7 @@ def seq2seq(
     Reference:
         Sutskever, Vinyals and Le, "Sequence to sequence learning with neural networks", 2014, section 2.
     """
-    task = _of_tokens(module, label_smoothing, z_loss, chunk)
+    task = of_tokens(module, label_smoothing, z_loss, chunk)
 
     def check(batch: Batch) -> None:
         inputs = batch.get("inputs")
@@ -148,7 +148,7 @@ def token_classification(module: Any, *, label_smoothing: float = 0.0) -> Task:
     )
 
 
-def _of_tokens(module: Any, label_smoothing: float, z_loss: float, chunk: int | None) -> Task:
+def of_tokens(module: Any, label_smoothing: float, z_loss: float, chunk: int | None) -> Task:
     """The task of a module whose logits are of the batch's `labels_and_weights`."""
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be at least 0 and below 1; got {label_smoothing}")

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdl.core import Array, Batch, Metrics, Task, Variables
-from jdl.tasks.language import check_tokens, next_token, seq2seq
+from jdl.tasks.language import check_tokens, of_tokens, seq2seq
 from jdl.tasks.sequences import check_sequence, decoded, real_positions
 from jdl.tasks.supervised import position_weights
 
@@ -78,7 +78,7 @@ def masked(
     for name, token in (("mask_token", mask_token), *(("special", token) for token in special)):
         if not 0 <= token < vocab_size:
             raise ValueError(f"{name} must lie in 0..{vocab_size - 1}, the vocabulary; got {token}")
-    task = next_token(module, chunk=chunk)
+    task = of_tokens(module, 0.0, 0.0, chunk)
 
     def noise(keys: Array, batch: Batch) -> Batch:
         tokens = jnp.asarray(decoded(batch["inputs"])["tokens"])
