@@ -11,7 +11,7 @@ first predicted once, are measured here. The setting for a GPU, with a published
 
 As there: AdamW (0.9, 0.99) whose weight decay of 0.1 spares vectors, a gradient clipped at norm 1, a rate
 that rises for 100 steps to 0.001 and falls along a cosine to 0.0001, random windows of the first 90 % of the
-text. Each evaluation writes a passage into ``samples.txt`` in the run's folder.
+text. Each evaluation writes a passage into ``samples.txt`` in the run's folder, where one process trains.
 
 Karpathy, nanoGPT, README, 2022; Radford et al., "Language models are unsupervised multitask learners", 2019.
 """
@@ -144,7 +144,7 @@ class Passages:
     def __call__(self, predict: Any, batches: Any) -> None:
         """The evaluator, which writes once for all sets."""
         del batches
-        if self.text or not self.length or jax.process_count() > 1:
+        if self.text or not self.length:
             return
         decoder = generation.decoder(self.model, predict.args[0])
         # The model sees no further than its context: when that is full, it goes on from its second half.
@@ -201,7 +201,7 @@ def main(config: Config) -> running.Outcome:
         fingerprint=text.fingerprint,
         about=f"{len(learnt)} characters to learn from and {len(validation)} to validate",
         extra={"tokenizer": tokenizer.to_json()},
-        evaluators=[passages],
+        evaluators=[passages] if shard[1] == 1 else (),
         loggers=[passages.log],
     )
     history = outcome.fitted.history
@@ -210,7 +210,8 @@ def main(config: Config) -> running.Outcome:
     outcome = outcome._replace(test={**history.last("validation"), **more})
     if not config.execution.quiet and shard[0] == 0:
         print(running.report(described(outcome.test, config), outcome, "shakespeare"))
-        print(f"passages written on the way: {folder / 'samples.txt'}")
+        if shard[1] == 1:
+            print(f"passages written on the way: {folder / 'samples.txt'}")
     return outcome
 
 

@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from experiments import cli, running, study
 from jdl import data, generation, learners, models, tasks
@@ -266,10 +267,14 @@ def main(config: Config) -> running.Outcome:
         fingerprint=hashlib.sha256(f"{parallel.fingerprint} {tokenizer.fingerprint}".encode()).hexdigest(),
         about=f"{len(train.source)} pairs of sentences, {tokenizer.vocab_size} subwords",
     )
+    variables = outcome.fitted.variables
+    if jax.process_count() > 1:
+        # One process translates, with weights of its own.
+        variables = multihost_utils.process_allgather(variables, tiled=True)
     if jax.process_index():
         return outcome
     data.save_tokenizer(tokenizer, folder / "tokenizer.json")
-    test = scored(config, folder, model, outcome.fitted.variables, parallel.tests, tokenizer)
+    test = scored(config, folder, model, variables, parallel.tests, tokenizer)
     outcome = outcome._replace(test={**outcome.test, **test})
     if not config.execution.quiet:
         print(running.report(told(test), outcome, "translation"))

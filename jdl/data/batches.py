@@ -132,6 +132,11 @@ class _Stream:
         """N, the examples of an epoch."""
         return self.order.num_examples
 
+    @property
+    def shard(self) -> tuple[int, int]:
+        """Which part of each batch this is, (index, count)."""
+        return self.order.shard
+
     def __len__(self) -> int:
         """Batches in an epoch, ceil(N / batch_size)."""
         return self.order.length

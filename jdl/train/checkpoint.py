@@ -23,8 +23,10 @@ import json
 import logging
 import math
 import os
+import secrets
 import shutil
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -46,6 +48,7 @@ META, MANIFEST, STATE = "meta.json", "manifest.json", "state"
 HOLLOW = "nothing"
 PRNG_KEY = jax.dtypes.prng_key
 MESSAGE_BYTES = 4096
+SHARED_SECONDS = 10
 
 
 class CheckpointError(RuntimeError):
@@ -125,6 +128,7 @@ class Checkpoints:
         _OPEN.add(self)
         with _explained(f"cannot keep checkpoints in {self.directory}"):
             _on_first(self._recover)
+        self._check_shared()
 
     def save(
         self,
@@ -273,6 +277,25 @@ class Checkpoints:
         for draft in self.directory.glob("*.partial"):
             if (draft / MANIFEST).exists() and not draft.with_suffix("").exists():
                 os.rename(draft, draft.with_suffix(""))
+
+    def _check_shared(self) -> None:
+        """Checks that all processes see one directory: of checkpoints in several, none could be restored."""
+        if jax.process_count() == 1:
+            return
+        token = self.directory / f".shared-{_on_first(lambda: secrets.token_hex(8))}"
+        with _explained(f"cannot keep checkpoints in {self.directory}"):
+            _on_first(token.touch)
+        # A file of another machine may take a network file system a while to show.
+        deadline = time.monotonic() + SHARED_SECONDS
+        while not (found := token.exists()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        blind = [str(i) for i, sees in enumerate(_exchange(found)) if not sees]
+        _on_first(token.unlink)
+        if blind:
+            raise CheckpointError(
+                f"{self.directory} is not one directory for all processes: what process 0 writes there, "
+                f"process {', '.join(blind)} cannot see. Keep the run on a file system that they share."
+            )
 
     def _commit(self, step: int) -> None:
         draft, final = self._path(step, ".partial"), self._path(step)

@@ -20,7 +20,7 @@ from jdl.train import planning
 from jdl.train.cost import Cost, cost
 from jdl.train.feed import place
 from jdl.train.history import History
-from jdl.train.hosts import peers
+from jdl.train.hosts import check_part, peers
 from jdl.train.loop import Evaluator, Logger, Loop, Plan
 from jdl.train.mesh import Mode, check_batch, make_mesh
 from jdl.train.profile import Profiler
@@ -235,6 +235,7 @@ def _checked_first(what: str, batches: Any, learner: Learner, mesh: Mesh) -> Any
             f"the batches of {what} must be a function of the step, such as jdl.data.shuffled(...) gives; "
             f"got {type(batches).__name__}"
         )
+    check_part(what, batches, mesh)
     first = first_batch(batches)
     if not isinstance(first, Mapping):
         raise ValueError(f"a batch must be a dictionary of arrays; {what} has a {type(first).__name__}")

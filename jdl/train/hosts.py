@@ -9,8 +9,10 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from jdl.train import cluster
 from jdl.train.checkpoint import CheckpointError
@@ -86,6 +88,34 @@ def _alone_too_long() -> None:
         f"not all processes came within {ARRIVAL_SECONDS} s; what the runtime said is above. Start them all, "
         "with the same list of hosts or address of process 0, whose port must be free and open to the others."
     )
+
+
+def check_part(what: str, batches: Any, mesh: Mesh) -> None:
+    """Checks that each of several processes reads its own part of every batch, and has devices for it.
+
+    Args:
+        what: what the batches are for, as it is called in the error.
+        batches: as in `jdl.train.fit`; where they do not know their ``shard``, nothing is known of them.
+        mesh: the devices.
+
+    Raises:
+        ValueError: if all would read the same, or a part that is another's, or a process has no device.
+    """
+    index, count = jax.process_index(), jax.process_count()
+    if count == 1:
+        return
+    owners = sorted({device.process_index for device in mesh.devices.flat})
+    if len(owners) < count:
+        raise ValueError(
+            f"{count} processes train, and the mesh has devices of {len(owners)}: it must have some of each, "
+            f"{jax.device_count()} in all"
+        )
+    shard = tuple(getattr(batches, "shard", (index, count)))
+    if shard != (index, count):
+        raise ValueError(
+            f"process {index} of {count} would read part {shard[0]} of {shard[1]} of the batches of {what}: "
+            "make them with shard=(jax.process_index(), jax.process_count())"
+        )
 
 
 @contextlib.contextmanager

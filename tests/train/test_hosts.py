@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import cli
-from jdl import train
-from jdl.train import cluster, hosts
+from jdl import data, train
+from jdl.train import checkpoint, cluster, hosts
 
 LAUNCHERS = ("SLURM_", "OMPI_", "TPU_", "MEGASCALE_", "KUBERNETES_", "JOB_", "JDL_HOSTS", "JAX_")
 DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
@@ -342,3 +345,48 @@ def test_the_command_line_reaches_it(machine: Machine, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         start("--hosts", "a,b", "--run", "here")
     assert "none of a, b is this machine" in capsys.readouterr().err
+
+
+class Two:
+    """A mesh of devices of this many processes."""
+
+    def __init__(self, owners: int):
+        self.devices = np.array([SimpleNamespace(process_index=i) for i in range(owners)])
+
+
+def test_every_process_reads_its_own_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = {"inputs": np.zeros((8, 2), np.float32)}
+    batches = [data.shuffled(arrays, 4, shard=shard) for shard in [(0, 1), (0, 2), (1, 2)]]
+    for each in batches:
+        hosts.check_part("training", each, Two(1))  # type: ignore[arg-type]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    hosts.check_part("training", batches[2], Two(2))  # type: ignore[arg-type]
+    hosts.check_part("training", lambda i: arrays, Two(2))  # type: ignore[arg-type]
+    for each, part in ((batches[0], "part 0 of 1"), (batches[1], "part 0 of 2")):
+        with pytest.raises(ValueError, match=f"process 1 of 2 would read {part} of the batches of training"):
+            hosts.check_part("training", each, Two(2))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="2 processes train, and the mesh has devices of 1"):
+        hosts.check_part("training", batches[2], Two(1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_folder_that_is_not_shared_is_refused(
+    shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This is process 1 of 2, and the messages of process 0 are imitated."""
+    checkpoints = checkpoint.Checkpoints(tmp_path / "run")
+    monkeypatch.setattr(checkpoint, "SHARED_SECONDS", 0)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    from_first: Iterator[Any] = iter([["abc", None], [None, None], True, [None, None]])
+    monkeypatch.setattr(checkpoint, "_exchange", lambda said: [next(from_first), said])
+    if shared:
+        (tmp_path / "run/.shared-abc").touch()
+        checkpoints._check_shared()
+    else:
+        with pytest.raises(train.CheckpointError, match="process 0 writes there, process 1 cannot see"):
+            checkpoints._check_shared()
+    assert next(from_first, None) is None
+    monkeypatch.undo()
+    checkpoints.close()
