@@ -91,7 +91,7 @@ def _are_apart(mesh: Mesh) -> bool:
 
 
 def _apart(mesh: Mesh) -> Mesh:
-    if not _are_apart(mesh):
+    if jax.process_count() > 1 and not _are_apart(mesh):
         raise ValueError(
             f"the axes {TENSOR} and {SEQUENCE} must lie within one process, since each reads examples of its "
             f"own: name them last, and no larger than its devices; got {dict(mesh.shape)}"
