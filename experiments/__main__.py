@@ -21,6 +21,8 @@ def listing() -> Iterator[str]:
             if isinstance(entry, ledger.Result):
                 seeds = f" ({len(entry.seeds)} seeds)" if entry.seeds else ""
                 yield f"    ours:      {entry.title}, {entry.metric}: {ledger.ours(entry)}{seeds}"
+            elif isinstance(entry, ledger.Estimate):
+                yield f"    estimated: {entry.title}, by a compiler"
             else:
                 for row in entry.rows:
                     ratio = entry.ratio(row)

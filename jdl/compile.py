@@ -105,7 +105,7 @@ def run(
     try:
         plan = planned(module.main, config, devices, 0 if devices else measure)
     except train.DoesNotFit as error:
-        report |= {"fits": False, "problem": str(error), "tried": []}
+        report |= {"fits": False, "problem": str(error), "needed": error.needed, "tried": []}
         if search:
             count = len(devices or jax.devices())
             report["tried"] = list(_searched(module.main, config, devices, count))

@@ -16,13 +16,24 @@ Example:
     '98.5 ± 0.7 %'
 """
 
-from experiments.ledger.entries import Benchmark, Entry, Published, Result, Row, module_of, read, record
+from experiments.ledger.entries import (
+    Benchmark,
+    Entry,
+    Estimate,
+    Published,
+    Result,
+    Row,
+    module_of,
+    read,
+    record,
+)
 from experiments.ledger.meter import Meter, device_description
 from experiments.ledger.rendering import figure, ours, render, rendered, stale, with_summary
 
 __all__ = [
     "Benchmark",
     "Entry",
+    "Estimate",
     "Meter",
     "Published",
     "Result",

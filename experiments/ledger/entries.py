@@ -189,8 +189,51 @@ class Benchmark:
         return row.median / subject.median if self.goal == "min" else subject.median / row.median
 
 
-Entry = Result | Benchmark
-KINDS: dict[str, type[Entry]] = {"result": Result, "benchmark": Benchmark}
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A table of what a compiler says of programs that were not run.
+
+    Attributes:
+        name: the file's name.
+        title: what was compiled ("GPT of 124 million parameters on TPU v5e: strong scaling").
+        group: the heading it is listed under.
+        columns: what each figure is, with its unit.
+        rows: the cases, each with one figure a column; None where there is none, such as the step time of a
+            program that does not fit in memory.
+        notes: by row, what must be known of it; most have none.
+        assumptions: what the figures take for granted.
+        command: the command that makes the table again.
+        compiler: the versions of what compiled, by package.
+        date: the day, "YYYY-MM-DD".
+        note: anything else a reader must know.
+    """
+
+    name: str
+    title: str
+    group: str
+    columns: tuple[str, ...]
+    rows: Mapping[str, tuple[float | None, ...]]
+    notes: Mapping[str, str]
+    assumptions: tuple[str, ...]
+    command: str
+    compiler: Mapping[str, str]
+    date: str
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        _check_names(self, ("title", "group"))
+        _require(bool(self.columns) and bool(self.rows), self, "an estimate needs columns and rows")
+        _require(bool(self.assumptions), self, "an estimate must say what it assumes")
+        _require(self.notes.keys() <= self.rows.keys(), self, "a note is of no row")
+        for package in ("jax", "jaxlib"):
+            _require(package in self.compiler, self, f"compiler does not say its version of {package}")
+        for label, figures in self.rows.items():
+            fits = len(figures) == len(self.columns) and all(x is None or _finite(x) for x in figures)
+            _require(fits, self, f"row {label!r} needs a finite number or null for each column")
+
+
+Entry = Result | Benchmark | Estimate
+KINDS: dict[str, type[Entry]] = {"result": Result, "benchmark": Benchmark, "estimate": Estimate}
 
 
 def _finite(value: Any) -> bool:
@@ -203,13 +246,17 @@ def _require(condition: bool, entry: Any, message: str) -> None:
 
 
 def _check_common(entry: Any) -> None:
-    _require(bool(re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", entry.name)), entry, "name must be lower_case")
-    for field in ("title", "group", "metric", "unit"):
-        _require(bool(getattr(entry, field)), entry, f"{field} is empty")
+    _check_names(entry, ("title", "group", "metric", "unit"))
     _require(entry.goal in ("max", "min"), entry, f'goal must be "max" or "min", not {entry.goal!r}')
-    _require(module_of(entry.command) is not None, entry, f"no experiment is run by {entry.command!r}")
     for field in ("processor", "jax"):
         _require(field in entry.device, entry, f"device does not say its {field}")
+
+
+def _check_names(entry: Any, fields: tuple[str, ...]) -> None:
+    _require(bool(re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", entry.name)), entry, "name must be lower_case")
+    for field in fields:
+        _require(bool(getattr(entry, field)), entry, f"{field} is empty")
+    _require(module_of(entry.command) is not None, entry, f"no experiment is run by {entry.command!r}")
     try:
         datetime.date.fromisoformat(entry.date)
     except ValueError:
@@ -262,7 +309,11 @@ def from_json(text: str) -> Entry:
             tree[field] = tuple(tree[field])
     if tree.get("published") is not None:
         tree["published"] = Published(**tree["published"])
-    if "rows" in tree:
+    if cls is Estimate:
+        for field in ("columns", "assumptions"):
+            tree[field] = tuple(tree[field])
+        tree["rows"] = {label: tuple(figures) for label, figures in tree["rows"].items()}
+    elif "rows" in tree:
         tree["rows"] = tuple(Row(row["label"], tuple(row["samples"])) for row in tree["rows"])
     return cls(**tree)
 

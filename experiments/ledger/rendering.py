@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.catalogue import ROOT
-from experiments.ledger.entries import RESULTS, Benchmark, Entry, Result, read
+from experiments.ledger.entries import RESULTS, Benchmark, Entry, Estimate, Result, read
 
 REPORT = ROOT / "experiments" / "RESULTS.md"
 README = ROOT / "README.md"
@@ -101,7 +101,7 @@ def _result_details(result: Result) -> list[str]:
 
 
 def render(entries: Sequence[Entry]) -> str:
-    """RESULTS.md: every result beside the published figure, then every benchmark."""
+    """RESULTS.md: every result beside the published figure, then benchmarks, then estimates."""
     lines = [
         "# Results",
         "",
@@ -156,7 +156,27 @@ def render(entries: Sequence[Entry]) -> str:
         lines += ["", f"`{b.command}`, {b.date}: {_device(b.device)}."]
         if b.note:
             lines += [b.note]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + _estimates([e for e in entries if isinstance(e, Estimate)])) + "\n"
+
+
+def _estimates(entries: Sequence[Estimate]) -> list[str]:
+    """The tables of what was compiled and not run."""
+    if not entries:
+        return []
+    lines = [
+        "",
+        "## Estimates",
+        "",
+        "**Nothing here was run.** Programs were compiled for machines that were not there: the memory is",
+        "the compiler's, the time a roofline's (the least that a step can take at the chips' peak rates).",
+    ]
+    for e in entries:
+        rows = [[label, *("" if x is None else figure(x) for x in row)] for label, row in e.rows.items()]
+        lines += ["", f"### {e.title}", "", *_table(["Compiler's estimate", *e.columns], rows), ""]
+        lines += [f"- {label}: {note}" for label, note in e.notes.items()]
+        lines += [f"Assumed: {'; '.join(e.assumptions)}.", ""]
+        lines += [f"`{e.command}`, {e.date}: {_device(e.compiler)}. {e.note}".rstrip()]
+    return lines
 
 
 def render_summary(entries: Sequence[Entry]) -> str:

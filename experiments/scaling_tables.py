@@ -1,0 +1,221 @@
+"""Tables of how large models scale over TPU pods, and of what saves memory, made by compiling ahead of time.
+
+    nice python -m experiments.scaling_tables                        # every case that is not yet compiled
+    nice python -m experiments.scaling_tables gpt_124m_v5e --record
+
+Nothing is run and no TPU is needed, only libtpu (the ``tpu`` extra): the memory is the compiler's, the time a
+roofline's. Weak scaling keeps the windows a chip, strong scaling those of the whole batch. A case takes a
+minute or more; each is kept in a file under runs/scaling, so that the work may be stopped and gone on with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import ledger
+from jdl.train.chips import GIB
+
+PUBLISHED = "none: a compiler's estimates"
+
+FOLDER = Path("runs/scaling")
+CHIPS = {"v5e": ("4x4", "8x8", "16x16"), "v5p": ("4x4x4", "4x8x8", "8x8x16")}
+"""Topologies by chip, a pod's (for v5p 1,024 chips of one) last."""
+
+GPTS = {"124m": "124M", "1500m": "1.5B", "7b": "7B"}
+A_CHIP = 16
+"""Windows of 1,024 tokens a chip in weak scaling; strong scaling has the batch of the smallest topology."""
+
+COLUMNS = (
+    "Chips",
+    "Batch",
+    "Memory a chip (GiB)",
+    "of which temporaries (GiB)",
+    "PFLOP a step",
+    "Traffic a chip (GiB)",
+    "Sent a chip (GiB)",
+    "Step at least (ms)",
+    "without overlap (ms)",
+    "Utilisation at most (%)",
+)
+
+
+class Case(NamedTuple):
+    """A program to compile: what its row is called, for which topology, and its flags."""
+
+    label: str
+    topology: str
+    flags: str
+
+    @property
+    def file(self) -> Path:
+        """Where its report is kept."""
+        words = f"{self.topology} {self.flags}".replace("--", "").replace(":", "_").split()
+        return FOLDER / f"{'-'.join(words)}.json"
+
+
+class Table(NamedTuple):
+    """A table of the ledger: its title, and its cases."""
+
+    title: str
+    cases: list[Case]
+
+
+def chips(topology: str) -> int:
+    """How many chips a topology has.
+
+    Example:
+        >>> chips("v5p:8x8x16")
+        1024
+    """
+    count = 1
+    for side in topology.partition(":")[2].split("x"):
+        count *= int(side)
+    return count
+
+
+def scaling(size: str, chip: str) -> Table:
+    """Weak and strong scaling of a GPT over the topologies of a chip."""
+    topologies = [f"{chip}:{shape}" for shape in CHIPS[chip]]
+    smallest = A_CHIP * chips(topologies[0])
+    axis = "data" if size == "124M" else "fsdp"
+    cases = []
+    for kind in ("weak", "strong"):
+        for topology in topologies if kind == "weak" else topologies[1:]:
+            n = chips(topology)
+            batch = A_CHIP * n if kind == "weak" else smallest
+            flags = f"--size {size} --batch-size {batch} --remat full --mesh {axis}:{n}"
+            label = "weak and strong" if batch == smallest and kind == "weak" else kind
+            cases.append(Case(f"{label}, {topology}", topology, flags))
+    kind = "sharded over all chips" if axis == "fsdp" else "the batch split over all chips"
+    return Table(f"GPT of {size} parameters on TPU {chip}, bfloat16, blocks rematerialised, {kind}", cases)
+
+
+def options(size: str, what: str, batch: int) -> Table:
+    """A model on one host's four chips, with and without each option that saves memory."""
+    base = f"--size {size} --batch-size {batch} --mesh data:4"
+    named = {
+        "float32": "--dtype float32",
+        "bfloat16": "",
+        "bfloat16, remat dots": "--remat dots",
+        "bfloat16, remat full": "--remat full",
+        "bfloat16, accumulate 4": "--accumulate 4",
+        "float32, accumulate 4": "--dtype float32 --accumulate 4",
+        "bfloat16, remat full, accumulate 4": "--remat full --accumulate 4",
+    }
+    cases = [
+        Case(label, "v5e:2x2", f"{base} {flags}".strip())
+        for label, flags in named.items()
+        if "remat" not in flags or size != "resnet50"
+    ]
+    return Table(
+        f"{what}, batch {batch}, on four chips of TPU v5e, with and without what saves memory", cases
+    )
+
+
+TABLES = {
+    **{f"gpt_{name}_{chip}": scaling(size, chip) for chip in CHIPS for name, size in GPTS.items()},
+    "gpt_124m_options": options("124M", "GPT-2 of 124M parameters, 1,024 tokens", 32),
+    "resnet50_options": options("resnet50", "ResNet-50, 224x224 images", 512),
+}
+
+
+def compiled(case: Case) -> dict[str, Any]:
+    """The report of a case: the one that is kept, or a new one, made in a process of its own."""
+    if not case.file.is_file():
+        print(f"compiling for {case.topology}: {case.flags}", flush=True)
+        case.file.parent.mkdir(parents=True, exist_ok=True)
+        draft = case.file.with_suffix(".tmp")
+        command = ["jdl.compile", "experiments.scaling", "--topology", case.topology]
+        command += ["--no-search", "--json", str(draft), *case.flags.split()]
+        done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=False)
+        if not draft.is_file():
+            raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()[-2000:]}")
+        draft.rename(case.file)
+    report: dict[str, Any] = json.loads(case.file.read_text())
+    return report
+
+
+def row(case: Case, report: dict[str, Any]) -> tuple[float | None, ...]:
+    """The figures of a case."""
+    batch = int(case.flags.split("--batch-size ")[1].split()[0])
+    if not report["fits"]:
+        return (chips(case.topology), batch, report["needed"] / GIB, *[None] * (len(COLUMNS) - 3))
+    cost = report["programs"]["train"]
+    memory, roofline = cost["memory"], cost["roofline"]
+    return (
+        chips(case.topology),
+        batch,
+        memory["total"] / GIB,
+        memory["temporaries"] / GIB,
+        sum(cost["flops"].values()) / 1e15,
+        cost["traffic"] / GIB,
+        cost["sent"] / GIB,
+        1e3 * roofline["seconds"],
+        1e3 * roofline["without_overlap"],
+        100 * roofline["utilisation"],
+    )
+
+
+def estimate(name: str) -> ledger.Estimate:
+    """A table for the ledger, compiling what is not yet compiled."""
+    table = TABLES[name]
+    reports = {case: compiled(case) for case in table.cases}
+    fitting = [r for r in reports.values() if r["fits"]]
+    if not fitting:
+        raise ValueError(f"{name}: no case fits in the chips' memory")
+    return ledger.Estimate(
+        name=f"estimate_{name}",
+        title=table.title,
+        group="Scaling",
+        columns=COLUMNS,
+        rows={case.label: row(case, report) for case, report in reports.items()},
+        notes={case.label: "does not fit" for case, report in reports.items() if not report["fits"]},
+        assumptions=tuple(fitting[0]["programs"]["train"]["roofline"]["assumptions"]),
+        command=f"python -m experiments.scaling_tables {name} --record",
+        compiler=fitting[0]["versions"],
+        date=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        note=f"Peak rates: {fitting[0]['programs']['train']['chip']['source']}.",
+    )
+
+
+def lines(entry: ledger.Estimate) -> Iterator[str]:
+    """A table for a terminal."""
+    yield entry.title
+    for label, figures in entry.rows.items():
+        told = (f"{c} {ledger.figure(x)}" for c, x in zip(COLUMNS, figures, strict=True) if x is not None)
+        yield f"  {label}: {', '.join(told)}"
+        yield from (f"    {entry.notes[label]}" for _ in range(label in entry.notes))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Makes the tables that the arguments name."""
+    first, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        "python -m experiments.scaling_tables",
+        description=first,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("tables", nargs="*", help=f"of {', '.join(TABLES)}; all when none is named")
+    parser.add_argument("--record", action="store_true", help="write the tables into the ledger")
+    asked = parser.parse_args(arguments)
+    unknown = sorted(set(asked.tables) - set(TABLES))
+    if unknown:
+        parser.error(f"no table is called {', '.join(unknown)}: there are {', '.join(TABLES)}")
+    for name in asked.tables or TABLES:
+        entry = estimate(name)
+        print("\n".join(lines(entry)), flush=True)
+        if asked.record:
+            print(f"recorded in {ledger.record(entry)}; python -m experiments.ledger renders it")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
