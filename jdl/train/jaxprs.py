@@ -43,7 +43,9 @@ def executed(jaxpr: Any, scope: str = "", times: int = 1) -> Iterator[tuple[str,
             turns = parameters["length"]
         elif name == "shard_map":
             sizes = parameters["mesh"].shape
-            turns = math.prod(sizes[axis] for axis in parameters["manual_axes"])
+            # Named so in one release of JAX and so in another.
+            manual = parameters.get("newly_manual_axes", parameters.get("manual_axes", sizes))
+            turns = math.prod(sizes[axis] for axis in manual)
         inner = _inner(equation)
         for each in inner:
             yield from executed(each, inner_scope, times * turns)
