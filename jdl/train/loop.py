@@ -243,6 +243,7 @@ class Loop:
         meta = self.run.meta(progress, self.history, self.machine, self.start)
         with self.clock.spending("checkpoint"):
             self.checkpoints.save(self.step, self.state, meta, score=self.watch.score(self.step), wait=wait)
+        self._book(self.step)
 
     def _leave(self) -> None:
         self._save(wait=True)
@@ -294,8 +295,8 @@ class Loop:
         self.history.append(record)
         if self.run and jax.process_index() == 0:
             self.run.log(record)
-        self._log(record)
         self._book(record["step"])
+        self._log(record)
 
     def _book(self, step: int) -> None:
         """Writes down where the time went."""
