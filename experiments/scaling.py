@@ -29,7 +29,7 @@ from jdl.core import Learner
 PUBLISHED = "none: what is measured is the machine"
 
 Size = Literal["124M", "1.5B", "7B", "resnet50"]
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "124M": {"width": 768, "depth": 12, "num_heads": 12},
     "1.5B": {"width": 1600, "depth": 48, "num_heads": 25},
     "7B": {"width": 4096, "depth": 32, "num_heads": 32},

@@ -175,7 +175,7 @@ def planned(main: Callable[[Any], Any], config: Any, devices: Any, measure: int 
 
 def _with(config: Any, **execution: Any) -> Any:
     """A configuration with other options of execution, those that it has."""
-    where = getattr(config, "execution", None)
+    where: Any = getattr(config, "execution", None)
     known = {name: value for name, value in execution.items() if hasattr(where, name)}
     return dataclasses.replace(config, execution=dataclasses.replace(where, **known)) if known else config
 

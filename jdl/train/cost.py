@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jdl.core import PyTree
@@ -243,7 +244,7 @@ def _sizes(state: PyTree) -> dict[str, int]:
     found = {"parameters": 0, "optimizer": 0, "other": 0}
     for kind, x in kinds(state):
         shape = x.sharding.shard_shape(x.shape)
-        itemsize = 8 if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize
+        itemsize = 8 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize
         found[kind] += math.prod(shape) * itemsize
     return found
 
