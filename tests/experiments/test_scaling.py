@@ -1,0 +1,131 @@
+"""Large models' steps: run small, planned, and put into tables that say they are estimates."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import cli, ledger, scaling, scaling_tables
+
+ESTIMATE = ledger.Estimate(
+    name="estimate_gpt",
+    title="GPT on TPU v5e",
+    group="Scaling",
+    columns=("Chips", "Step at least (ms)"),
+    rows={"weak": (16.0, 1.5), "strong": (64.0, None)},
+    notes={"strong": "does not fit"},
+    assumptions=("everything at its peak rate",),
+    command="python -m experiments.scaling_tables gpt_124m_v5e --record",
+    compiler={"jax": "0.10.2", "jaxlib": "0.10.2", "libtpu": "0.0.52"},
+    date="2026-11-27",
+)
+
+
+def test_an_estimate_survives_its_file_and_says_that_nothing_was_run(tmp_path: Path) -> None:
+    ledger.record(ESTIMATE, tmp_path)
+    assert ledger.read(tmp_path) == [ESTIMATE]
+    page = ledger.render([ESTIMATE])
+    assert "**Nothing here was run.**" in page
+    assert "| weak | 16 | 1.5 |" in page
+    assert "| strong | 64 |  |" in page
+    assert "- strong: does not fit" in page
+    assert "Assumed: everything at its peak rate." in page
+    assert "libtpu 0.0.52" in page
+    assert "Estimates" not in ledger.render([])
+    # The README's table is of what was measured.
+    assert "GPT on TPU" not in ledger.with_summary("<!-- ledger:begin --><!-- ledger:end -->", [ESTIMATE])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rows": {}}, "needs columns and rows"),
+        (
+            {"rows": {"weak": (16.0,)}, "notes": {}},
+            "row 'weak' needs a finite number or null for each column",
+        ),
+        ({"rows": {"weak": (16.0, float("nan"))}, "notes": {}}, "row 'weak' needs a finite number"),
+        ({"assumptions": ()}, "must say what it assumes"),
+        ({"notes": {"other": "?"}}, "a note is of no row"),
+        ({"compiler": {"jax": "0.10.2"}}, "version of jaxlib"),
+        ({"command": "python -m experiments.nothing"}, "no experiment is run by"),
+        ({"date": "today"}, "date must read"),
+    ],
+)
+def test_an_estimate_that_lacks_something_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(ESTIMATE, **changes)
+
+
+def test_weak_scaling_keeps_the_windows_a_chip_and_strong_scaling_the_batch() -> None:
+    for name, table in scaling_tables.TABLES.items():
+        for case in table.cases:
+            options = dict(zip(*[iter(case.flags.replace("--", "").split())] * 2, strict=True))
+            batch, n = int(options["batch-size"]), scaling_tables.chips(case.topology)
+            assert options["mesh"].endswith(f":{n}")
+            assert batch % (n * int(options.get("accumulate", 1))) == 0
+            if case.label.startswith("weak"):
+                assert batch == scaling_tables.A_CHIP * n
+            elif case.label.startswith("strong"):
+                assert batch == scaling_tables.A_CHIP * scaling_tables.chips(table.cases[0].topology)
+        assert len({case.file for case in table.cases}) == len(table.cases), name
+    largest = {case.topology for table in scaling_tables.TABLES.values() for case in table.cases}
+    assert {"v5e:16x16", "v5p:8x8x16"} <= largest
+
+
+def test_a_table_holds_what_was_reported_and_what_did_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = {
+        "memory": {"total": 2**31, "temporaries": 2**30},
+        "flops": {"bfloat16": 3e15, "float32": 1e15},
+        "traffic": 2**33,
+        "sent": 2**29,
+        "chip": {"source": "a data sheet"},
+        "roofline": {"seconds": 0.5, "without_overlap": 0.75, "utilisation": 0.25, "assumptions": ["peak"]},
+    }
+    fits = {"fits": True, "programs": {"train": program}, "versions": ESTIMATE.compiler}
+
+    def compiled(case: scaling_tables.Case) -> dict[str, Any]:
+        return fits if case.label.startswith("weak") else {"fits": False, "needed": 2**35}
+
+    monkeypatch.setattr(scaling_tables, "compiled", compiled)
+    entry = scaling_tables.estimate("gpt_7b_v5e")
+    assert entry.rows["weak, v5e:16x16"] == (256, 4096, 2.0, 1.0, 4.0, 8.0, 0.5, 500.0, 750.0, 25.0)
+    assert entry.rows["strong, v5e:8x8"] == (64, 256, 32.0, *[None] * 7)
+    assert entry.notes["strong, v5e:8x8"] == "does not fit"
+    assert "Utilisation at most (%) 25" in "\n".join(scaling_tables.lines(entry))
+
+
+def test_a_case_is_compiled_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    case = scaling_tables.Case("none", "v5e:none", "--size 124M --batch-size 8")
+    with pytest.raises(RuntimeError, match=r"no topology is called 'v5e:none'|libtpu"):
+        scaling_tables.compiled(case)
+    assert not case.file.exists()
+    case.file.write_text(json.dumps({"fits": True}))
+    assert scaling_tables.compiled(case) == {"fits": True}
+
+
+def test_a_step_is_planned_and_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(scaling.SHAPES, "124M", {"width": 8, "depth": 2, "num_heads": 2, "vocab_size": 65})
+    where = cli.Execution(mesh="data:1", dry_run=True)
+    config = scaling.Config(batch_size=2, context=16, chunk=8, steps=2, remat="full", execution=where)
+    monkeypatch.setattr("sys.argv", ["scaling", "--steps", "2"])
+    params = 65 * 8 + 16 * 8 + 2 * (12 * 8 * 8 + 13 * 8) + 2 * 8
+    assert f"{params:,} parameters on 1 x cpu" in cli.dry_run(scaling.main, config)
+    assert not list(tmp_path.iterdir())
+    fitted = scaling.main(dataclasses.replace(config, execution=cli.Execution(mesh="data:1", profile=True)))
+    assert fitted.step == 2
+    assert fitted.cost.params == params
+    assert "124M: predicted at least" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="a ResNet has none"):
+        scaling.recipe(dataclasses.replace(config, size="resnet50"))
+    pixels, _ = scaling.batches(scaling.Config(size="resnet50", batch_size=2, side=8))
+    assert pixels(0)["inputs"].shape == (2, 8, 8, 3)
+    assert (pixels(0)["inputs"] != pixels(1)["inputs"]).all()
