@@ -147,8 +147,10 @@ def _listed(hosts: Sequence[str], index: int | None, count: int | None) -> Launc
 
 def _own_place(names: Sequence[str]) -> int:
     """Which of the hosts this machine is: by its name, else by its addresses."""
-    full, short = socket.getfqdn().lower(), socket.gethostname().lower()
-    known = {full, short, short.partition(".")[0]}
+    full = socket.getfqdn().lower()
+    parts = full.split(".")
+    # A name may leave out the end of the domain: the first label, the first two, ...
+    known = {socket.gethostname().lower(), *(".".join(parts[: i + 1]) for i in range(len(parts)))}
     found = [i for i, name in enumerate(names) if name.lower() in known]
     found = found or [i for i, name in enumerate(names) if _is_here(name.strip("[]"))]
     if len(found) == 1:

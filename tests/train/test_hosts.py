@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -138,13 +141,13 @@ def several(address: str, count: int, index: int) -> dict[str, Any]:
         ({**OMPI, "JAX_COORDINATOR_ADDRESS": "a:1"}, several("a:1", 2, 1)),
         # A notebook in a pod, and jobs that are not indexed, are alone.
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
-        ({**JOB, "JDL_HOSTS": "gpu[06-09].train"}, several("gpu06.train:8476", 4, 2)),
+        ({**JOB, "JDL_HOSTS": "gpu[06-09].train:1"}, several("gpu06.train:1", 4, 2)),
     ],
 )
 def test_environments(environment: dict[str, str], told: dict[str, Any] | None, machine: Machine) -> None:
     machine.setenv(environment)
     if "train" in environment.get("JDL_HOSTS", ""):
-        machine.patch.setattr(socket, "getfqdn", lambda name="": "gpu08.train")
+        machine.patch.setattr(socket, "getfqdn", lambda name="": "gpu08.train.default.svc")
     train.connect()
     assert machine.told == ([] if told is None else [told])
 
@@ -390,3 +393,35 @@ def test_a_folder_that_is_not_shared_is_refused(
     assert next(from_first, None) is None
     monkeypatch.undo()
     checkpoints.close()
+
+
+def _page() -> tuple[str, list[list[str]]]:
+    """The page of launch lines, and the arguments of each experiment it starts."""
+    text = (Path(__file__).parents[2] / "docs/hosts.md").read_text()
+    found = [line.split() for line in re.findall(r"python -m (experiments\.[^\n'\"&]+)", text)]
+    return text, [words for words in found if len(words) > 1]
+
+
+def test_the_page_gives_flags_that_experiments_have(machine: Machine) -> None:
+    text, commands = _page()
+    assert len(commands) >= 6
+    job = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0])
+    spec = job["spec"]["replicatedJobs"][0]["template"]["spec"]
+    container = spec["template"]["spec"]["containers"][0]
+    commands.append(container["command"][2:])
+    for module, *flags in commands:
+        config = importlib.import_module(module).Config
+        settings = cli.parse(config, [flag.replace("$hosts", "gpu1:8476,gpu2") for flag in flags])
+        assert settings.execution.run, flags
+    # The pods of that job are those of its list, and each finds itself.
+    hosts = container["env"][0]["value"]
+    assert len(cluster.expand(hosts)) == spec["parallelism"] == spec["completions"]
+    name = f"{job['metadata']['name']}-{job['spec']['replicatedJobs'][0]['name']}-0-2"
+    machine.setenv({**JOB, "JDL_HOSTS": hosts})
+    machine.patch.setattr(socket, "gethostname", lambda: name)
+    machine.patch.setattr(socket, "getfqdn", lambda _="": f"{name}.gpt.default.svc.cluster.local")
+    train.connect()
+    assert machine.told == [several("gpt-train-0-0.gpt:8476", 4, 2)]
+    for number in (train.hosts.LOST, train.hosts.HEARTBEAT_SECONDS, train.hosts.ARRIVAL_SECONDS):
+        assert re.search(rf"\b{number}\b", text)
+    assert str(cluster.PORT) in text
