@@ -312,16 +312,6 @@ def test_one_call_is_enough(machine: Machine) -> None:
     assert len(machine.told) == 1
 
 
-def test_processes_that_do_not_come_end_in_a_sentence(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    codes: list[int] = []
-    monkeypatch.setattr(os, "_exit", codes.append)
-    hosts._alone_too_long()
-    assert codes == [train.hosts.LOST]
-    assert "not all processes came within 300 s" in capsys.readouterr().err
-
-
 def test_the_command_line_reaches_it(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     """An experiment's flags, and one folder for all."""
     from experiments import lenet

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import optax
 from flax import linen
+from jax.experimental import multihost_utils
 
 from jdl import data, learners, nn, tasks, train
 from jdl.core import Learner
@@ -94,6 +95,8 @@ def digest(tree: Any) -> str:
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
             x = jax.random.key_data(x)
+        if jax.process_count() > 1:
+            x = multihost_utils.process_allgather(x, tiled=True)
         found.update(f"{jax.tree_util.keystr(path)} {x.dtype} {x.shape}".encode() + np.asarray(x).tobytes())
     return found.hexdigest()
 
@@ -124,8 +127,10 @@ def main(pause: float = 0.0, result: str = "", **options: Any) -> None:
             time.sleep(pause)
 
     fitted = start(loggers=[slowly], **options)
-    if result and jax.process_index() == 0:
-        Path(result).write_text(json.dumps(outcome(fitted)))
+    if result:
+        found = outcome(fitted)
+        if jax.process_index() == 0:
+            Path(result).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
