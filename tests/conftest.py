@@ -56,12 +56,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Says what the contract costs each model, and how many tests lacked a reference or data."""
+    """Says what tests have to report, what the contract costs, and how many lacked a reference or data."""
     costs: dict[str, float] = {}
     for report in [report for reports in terminalreporter.stats.values() for report in reports]:
         for name, value in getattr(report, "user_properties", ()):
             if name == "contract":
                 costs[value] = costs.get(value, 0.0) + report.duration
+            if name == "report" and report.when == "call":
+                terminalreporter.write_line(str(value))
     if costs:
         each = ", ".join(f"{model} {seconds:.1f} s" for model, seconds in costs.items())
         terminalreporter.write_line(f"contract suite: {each}")

@@ -1,51 +1,67 @@
-"""Measures how fast jdl trains beside plain Flax and PyTorch, what its loop costs, and how soon it starts.
+"""Measures how fast jdl is beside PyTorch, Flax, Keras and Equinox, what its loop costs, and how it grows.
 
     python -m experiments.benchmarks                          # everything, as tables
-    python -m experiments.benchmarks lenet --seconds 30 --record
+    python -m experiments.benchmarks lenet gpt --minutes 3 --record
+    python -m experiments.benchmarks gpt --levers             # what each part of jdl's speed contributes
 
-Workloads: mlp, lenet, resnet18, resnet20, mobilenet_v2, lstm, gru, gpt (a training step beside the peers),
-decoding (a GPT that writes with a cache, one row and many at once), overhead (the loop of `fit` over its
-compiled step), feeding (whether reading photographs keeps up with training on them), startup (process start
-to first step, with a cold and a warm cache, and peak memory).
+Workloads: mlp, lenet, resnet18, resnet20, mobilenet_v2, vit, unet, lstm, gru, gpt, bert, vae, dcgan, sweep (a
+step beside the peers); decoding (a GPT that writes with a cache, one row and many at once), overhead (the
+loop of fit over its compiled step), feeding (whether reading photographs keeps up with training on them),
+startup (process start to first step of an experiment), lenet_job, cifar_job, gpt_job (seconds to a target of
+quality, each run once a seed), growth (time and memory as the work grows).
+
+Peers that are not installed are left out, and said so. Each contender is a warm process of its own; they take
+turns in short blocks, and blocks in which other programs ran are thrown away.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
+import importlib.util
+import shutil
 import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from experiments import ledger
-from experiments.benchmarks import decoding, feeding, startup
-from experiments.benchmarks.harness import check_equal, started, take_turns
-from experiments.benchmarks.workloads import TWO, WORKLOADS, command, write
+from experiments.benchmarks import decoding, feeding, growth, jobs, levers, report, startup
+from experiments.benchmarks.contenders import TWO, command
+from experiments.benchmarks.harness import Block, Worker, check_equal, started, take_turns
+from experiments.benchmarks.workloads import OVERHEAD, WORKLOADS, draw, write
 
-PUBLISHED = "none: PyTorch and plain Flax are measured beside it, in turns"
-GROUP = "Speed"
+PUBLISHED = "none: PyTorch, Flax, Keras and Equinox are measured beside it, in turns"
+PEERS = {
+    "torch": "torch",
+    "torch-compile": "torch",
+    "linen": "flax",
+    "keras": "keras",
+    "equinox": "equinox",
+}
+"""Peers, and the packages that they need."""
 Commands = list[tuple[list[str], dict[str, str]]]
 MEBIBYTE = 2**20
+FIRST_COLD, FIRST_WARM = "first step, cold, s", "first step, warm, s"
+MEMORY, BUSY = "peak memory, MiB", "share of cores"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures what the arguments name, prints tables, and records them if asked to."""
+    """Measures what the arguments name, prints tables, writes them, and records them if asked to."""
     options = _parse(arguments)
+    entries = []
     for name in options.workloads or [*WORKLOADS, *OTHERS]:
-        if name in OTHERS:
-            entries = OTHERS[name](options)
-        elif name == "overhead":
-            entries = measure_overhead(options)
-        else:
-            entries = measure_steps(name, options)
-        for entry in entries:
-            print(table(entry), flush=True)
+        measure = OTHERS.get(name, measure_steps)
+        for each in measure(name, options):
+            print(report.table(each), flush=True)
+            entries.append(each)
             if options.record:
-                print(f"recorded in {ledger.record(entry)}; python -m experiments.ledger renders it")
+                print(f"recorded in {ledger.record(each)}; python -m experiments.ledger renders it")
+    if entries:
+        print("written:", *report.write(entries, Path(options.out)))
     return 0
 
 
@@ -59,15 +75,27 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("workloads", nargs="*", help="which to measure; all when none is named")
     parser.add_argument(
-        "--peers", default="torch,torch-compile,linen", help="peers to measure beside, or nothing"
+        "--peers",
+        default="torch,torch-compile,linen,keras,equinox",
+        help="peers to measure beside, or nothing",
     )
-    parser.add_argument("--seconds", type=float, default=20, help="time to measure each contender")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=2,
+        help="time to measure each workload, shared by its contenders; starting them comes to it",
+    )
     parser.add_argument(
         "--tolerate",
         type=float,
         default=0.1,
         help="keep blocks in which other programs took up to this share of the machine",
     )
+    parser.add_argument(
+        "--levers", action="store_true", help="measure jdl beside itself without each part of its speed"
+    )
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="of jobs")
+    parser.add_argument("--out", default="runs/benchmarks", help="folder for JSON and the picture")
     parser.add_argument("--record", action="store_true", help="write the result into the ledger")
     options = parser.parse_args(arguments)
     if unknown := set(options.workloads) - {*WORKLOADS, *OTHERS}:
@@ -75,172 +103,260 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             f"no workload {', '.join(sorted(unknown))}: there are {', '.join([*WORKLOADS, *OTHERS])}"
         )
     options.peers = [peer for peer in options.peers.split(",") if peer]
-    if unknown := set(options.peers) - {"torch", "torch-compile", "linen"}:
-        parser.error(f"no peer {', '.join(sorted(unknown))}: there are torch, torch-compile and linen")
+    if unknown := set(options.peers) - PEERS.keys():
+        parser.error(f"no peer {', '.join(sorted(unknown))}: there are {', '.join(PEERS)}")
+    options.peers = [peer for peer in options.peers if _is_there(peer)]
     options.command = " ".join(["python -m experiments.benchmarks", *(arguments or sys.argv[1:])])
     return options
 
 
+def _is_there(peer: str) -> bool:
+    """Whether a peer can be measured; says why not."""
+    if importlib.util.find_spec(PEERS[peer]) is None:
+        print(f'{peer} is left out: pip install -e ".[bench]" installs it')
+        return False
+    if peer == "torch-compile" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        print(f"{peer} is left out: it needs a C++ compiler")
+        return False
+    return True
+
+
 def measure_steps(name: str, options: argparse.Namespace) -> list[ledger.Benchmark]:
-    """A training step of a workload in jdl and the peers; and the memory of their processes."""
+    """A step of a workload in jdl and the peers, or in jdl without each of its levers."""
     workload = WORKLOADS[name]
-    plain = {"JDL_PLAIN": "1"}
-    with tempfile.TemporaryDirectory() as folder:
-        write(workload, Path(folder))
-        # On a CPU, fit never puts convolutions of large networks into a loop of several steps.
-        ways = ["jdl", "jdl-one", "jdl-several"] if workload.kernels else ["jdl"]
-        peers = [peer for peer in workload.peers if peer in options.peers]
-        commands: Commands = [(command(name, contender, Path(folder)), {}) for contender in ways + peers]
-        commands.insert(len(ways), (command(name, "jdl", Path(folder)), plain))
-        if len(workload.image) < 3 and jax.default_backend() == "cpu":
-            # A step of time is too small a piece of work to share, half of a batch is not.
-            flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={TWO}"}
-            commands.insert(len(ways), (command(name, "jdl-devices", Path(folder)), flags))
-        with started(commands) as workers:
-            check_equal(workers)
-            seconds = take_turns(workers, options.seconds, tolerate=options.tolerate)
-            memory = {worker.label: [worker.memory / MEBIBYTE] for worker in workers}
+    peers = [peer for peer in workload.peers if peer in options.peers or peer not in PEERS]
+    if missing := [peer for peer in options.peers if peer not in workload.peers]:
+        print(f"{name}: no network to compare with in {', '.join(missing)}")
+    if workload.kind == "inference" and importlib.util.find_spec("transformers") is None:
+        print(f"{name}: PyTorch's network is that of transformers, which is not installed")
+        peers = []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        given = draw(workload)
+        write(given, folder)
+        plain = (command(name, "jdl", folder), {"JDL_PLAIN": "1"})
+        if options.levers:
+            names = ["jdl", *(f"jdl-without-{lever}" for lever in levers.used(given))]
+            commands: Commands = [(command(name, each, folder), {}) for each in names]
+            commands.append(plain)
+        else:
+            # On a CPU, fit never puts convolutions of large networks into a loop of several steps.
+            ways = ["jdl", "jdl-one", "jdl-several"] if workload.kernels else ["jdl"]
+            commands = [(command(name, each, folder), {}) for each in ways]
+            if workload.kind in ("classification", "next_token", "elbo") and len(workload.shape) < 3:
+                commands += _on_two_devices(name, folder)
+            commands += [plain, *((command(name, peer, folder), {}) for peer in peers)]
+        seconds, more = _measured(commands, options, workload.tolerance)
     note = _kept(options) + (
-        " In its step jdl also gathers the batch, measures accuracy and gradient norm and checks that all is "
-        "finite; the peers do not."
+        " In a training step jdl also gathers the batch, measures accuracy and gradient norm and checks that "
+        "all is finite; the peers do not."
     )
-    step = _entry(f"{name}_step", workload.title, "time of a step", "ms", _times(seconds, 1e3), options, note)
-    peak = _entry(
-        f"{name}_memory", f"{workload.title}: its process", "peak memory", "MiB", memory, options, ""
-    )
-    return [step, peak]
+    kind = "levers" if options.levers else "step"
+    return [
+        report.entry(
+            f"{name}_{kind}",
+            workload.title,
+            "time of a step",
+            "ms",
+            seconds,
+            options.command,
+            note,
+            more=more,
+        )
+    ]
 
 
-def measure_overhead(options: argparse.Namespace) -> list[ledger.Benchmark]:
+def _on_two_devices(name: str, folder: Path) -> Commands:
+    """jdl on two halves of a batch at once, for which a CPU has to be told that it is two devices."""
+    if jax.default_backend() != "cpu":
+        return []
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={TWO}"}
+    return [(command(name, "jdl-devices", folder), flags)]
+
+
+def _measured(
+    commands: Commands, options: argparse.Namespace, tolerance: float
+) -> tuple[dict[str, list[float]], dict[str, dict[str, float]]]:
+    """Milliseconds a step by label, and what is known of each beside them.
+
+    Every contender is started twice, with caches of compiled programs of its own that are empty at first.
+    """
+    with tempfile.TemporaryDirectory() as caches:
+        commands = [
+            (arguments, {**environment, **_cached(Path(caches) / str(i))})
+            for i, (arguments, environment) in enumerate(commands)
+        ]
+        cold = []
+        for arguments, environment in commands:
+            worker = Worker(arguments, environment)
+            cold.append(worker.started)
+            worker.close()
+        with started(commands) as workers:
+            check_equal(workers, tolerance)
+            blocks = take_turns(workers, 60 * options.minutes / len(workers), tolerate=options.tolerate)
+    more = {
+        worker.label: {
+            FIRST_COLD: first,
+            FIRST_WARM: worker.started,
+            MEMORY: worker.memory / MEBIBYTE,
+            BUSY: statistics.median(block.utilisation for block in blocks[worker.label]),
+        }
+        for worker, first in zip(workers, cold, strict=True)
+    }
+    return _times(blocks, 1e3), more
+
+
+def _cached(folder: Path) -> dict[str, str]:
+    """Variables that put every cache of compiled programs into a folder."""
+    return {
+        "JDL_CACHE": str(folder / "jdl"),
+        "JAX_COMPILATION_CACHE_DIR": "",
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "torch"),
+    }
+
+
+def measure_overhead(name: str, options: argparse.Namespace) -> list[ledger.Benchmark]:
     """What the loop of `fit` adds to its compiled step, with several steps and with one step a dispatch."""
-    workload = WORKLOADS["overhead"]
     entries = []
     for how in ("several", "one"):
         with tempfile.TemporaryDirectory() as folder:
-            write(workload, Path(folder))
+            write(draw(OVERHEAD), Path(folder))
             commands: Commands = [
-                (command("overhead", f"{what}-{how}", Path(folder)), {}) for what in ("bare", "fit")
+                (command(name, f"{what}-{how}", Path(folder)), {}) for what in ("bare", "fit")
             ]
             with started(commands) as workers:
-                seconds = take_turns(workers, options.seconds, tolerate=options.tolerate)
-                bare, fit = (statistics.median(seconds[worker.label]) for worker in workers)
+                blocks = take_turns(workers, 30 * options.minutes, tolerate=options.tolerate)
+                bare, fit = (
+                    statistics.median(block.seconds for block in blocks[worker.label]) for worker in workers
+                )
                 subject = workers[1].label
         cost = f"{1e6 * (fit - bare):.1f} us a step ({100 * (fit / bare - 1):.1f} %)"
         print(f"{subject}: {cost} over the step alone")
-        note = _kept(options)
-        times = _times(seconds, 1e6)
         entries.append(
-            _entry(f"fit_overhead_{how}", workload.title, "time of a step", "us", times, options, note)
+            report.entry(
+                f"fit_overhead_{how}",
+                OVERHEAD.title,
+                "time of a step",
+                "us",
+                _times(blocks, 1e6),
+                options.command,
+                _kept(options),
+            )
         )
     return entries
 
 
-def measure_startup(options: argparse.Namespace, repeats: int = 3) -> list[ledger.Benchmark]:
+def measure_startup(name: str, options: argparse.Namespace, repeats: int = 3) -> list[ledger.Benchmark]:
     """Process start to first step of the digits experiment, and its memory."""
+    del name
     cold, warm = [], []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as cache:
             cold.append(startup.start(Path(cache)))
             warm.append(startup.start(Path(cache)))
-    seconds = {"cold cache": [s.seconds for s in cold], "warm cache": [s.seconds for s in warm]}
+    starts = {"cold cache": cold, "warm cache": warm}
+    seconds = {label: [each.seconds for each in found] for label, found in starts.items()}
     memory = {
-        "cold cache": [s.memory / MEBIBYTE for s in cold],
-        "warm cache": [s.memory / MEBIBYTE for s in warm],
+        label: {MEMORY: statistics.median(each.memory for each in found) / MEBIBYTE}
+        for label, found in starts.items()
     }
     title = "LeNet-5 on the digits: process start to first step"
     return [
-        _entry("lenet_start", title, "time to the first step", "s", seconds, options, ""),
-        _entry(
-            "lenet_start_memory",
-            "LeNet-5 on the digits: its process",
-            "peak memory",
-            "MiB",
-            memory,
-            options,
-            "",
-        ),
+        report.entry(
+            "lenet_start", title, "time to the first step", "s", seconds, options.command, more=memory
+        )
     ]
 
 
-def measure_feeding(options: argparse.Namespace) -> list[ledger.Benchmark]:
+def measure_feeding(name: str, options: argparse.Namespace) -> list[ledger.Benchmark]:
     """Time of reading a batch of photographs, and of training steps with and without it."""
     seconds = feeding.measure()
     reading, step, fed = (statistics.median(samples) for samples in seconds.values())
     print(
         f"reading takes {reading / step:.3f} of a step; fed so, a step takes {fed / step:.3f} times as long"
     )
-    return [_entry("feeding", feeding.TITLE, "time", "ms", _times(seconds, 1e3), options, "")]
+    times = {label: [1e3 * s for s in samples] for label, samples in seconds.items()}
+    return [report.entry(name, feeding.TITLE, "time", "ms", times, options.command)]
 
 
-def measure_decoding(options: argparse.Namespace) -> list[ledger.Benchmark]:
+def measure_decoding(name: str, options: argparse.Namespace) -> list[ledger.Benchmark]:
     """Time of writing with a GPT and its cache, for one row and for many."""
     entries = []
     for rows in decoding.BATCHES:
         with tempfile.TemporaryDirectory() as folder:
             decoding.write(rows, Path(folder))
             contenders = ["jdl", "jdl-scan", *(["torch"] if "torch" in options.peers else [])]
-            commands: Commands = [(decoding.command(name, Path(folder)), {}) for name in contenders]
-            with started(commands) as workers:
-                check_equal(workers)
-                seconds = take_turns(workers, options.seconds, tolerate=options.tolerate)
-        title, times = f"{decoding.TITLE}, {rows} at once", _times(seconds, 1e3)
+            commands: Commands = [(decoding.command(each, Path(folder)), {}) for each in contenders]
+            times, more = _measured(commands, options, 1e-4)
+        title = f"{decoding.TITLE}, {rows} at once"
         entries.append(
-            _entry(f"decoding_{rows}", title, "time of all tokens", "ms", times, options, _kept(options))
+            report.entry(
+                f"{name}_{rows}",
+                title,
+                "time of all tokens",
+                "ms",
+                times,
+                options.command,
+                _kept(options),
+                more=more,
+            )
         )
     return entries
 
 
-OTHERS = {"startup": measure_startup, "feeding": measure_feeding, "decoding": measure_decoding}
+def measure_job(name: str, options: argparse.Namespace) -> list[ledger.Benchmark]:
+    """Seconds to a target, from the start of the process, one after another for each seed."""
+    job = jobs.JOBS[name]
+    contenders = ["jdl", *(["torch"] if "torch" in options.peers else [])]
+    found: dict[str, list[jobs.Done]] = {}
+    for seed in options.seeds:
+        for contender in contenders:
+            done = jobs.start(name, contender, seed)
+            found.setdefault(done.label, []).append(done)
+            print(f"{name}, {done.label}, seed {seed}: {done.sentence(job)}", flush=True)
+    seconds = {
+        label: [done.seconds for done in each if done.seconds is not None] for label, each in found.items()
+    }
+    if not all(seconds.values()):
+        print(f"{name}: not every contender came to the target, so there is nothing to compare")
+        return []
+    reached = {
+        label: {f"{job.metric} there": statistics.median(done.quality for done in each)}
+        for label, each in found.items()
+    }
+    note = f"{job.recipe} From the start of the process, compiling and evaluating included."
+    if misses := sum(done.seconds is None for each in found.values() for done in each):
+        note += f" {misses} runs did not come to the target and are not counted."
+    return [
+        report.entry(name, job.title, "time to the target", "s", seconds, options.command, note, more=reached)
+    ]
+
+
+def measure_growth(name: str, options: argparse.Namespace) -> list[ledger.Benchmark]:
+    """Time and memory of a step against what makes it larger, with fitted and expected exponents."""
+    del name
+    curves = growth.measure()
+    print(growth.table(curves))
+    print("written:", *growth.write(curves, Path(options.out)))
+    return []
 
 
 def _kept(options: argparse.Namespace) -> str:
     return f"Blocks are kept in which other programs took up to {options.tolerate:.0%} of the machine."
 
 
-def _times(seconds: Mapping[str, Sequence[float]], unit: float) -> dict[str, list[float]]:
-    return {label: [unit * s for s in samples] for label, samples in seconds.items()}
+def _times(blocks: Mapping[str, Sequence[Block]], unit: float) -> dict[str, list[float]]:
+    return {label: [unit * block.seconds for block in found] for label, found in blocks.items()}
 
 
-def _entry(
-    name: str,
-    title: str,
-    metric: str,
-    unit: str,
-    samples: Mapping[str, Sequence[float]],
-    options: argparse.Namespace,
-    note: str,
-) -> ledger.Benchmark:
-    return ledger.Benchmark(
-        name=name,
-        title=title,
-        group=GROUP,
-        metric=metric,
-        goal="min",
-        unit=unit,
-        subject="jdl" if "jdl" in samples else None,
-        rows=tuple(
-            ledger.Row(label, tuple(round(s, 4) for s in values)) for label, values in samples.items()
-        ),
-        command=options.command,
-        device=ledger.device_description(),
-        date=datetime.date.today().isoformat(),
-        note=note,
-    )
-
-
-def table(entry: ledger.Benchmark) -> str:
-    """A benchmark as text: median, quartiles, and how many times as good the subject is."""
-    lines = [
-        f"{entry.title}: {entry.metric}, {entry.unit}",
-        f"{'':42}{'median':>10}{'quartiles':>20}{'ratio':>8}",
-    ]
-    for row in entry.rows:
-        first, third = (ledger.figure(q) for q in row.quartiles)
-        ratio = entry.ratio(row)
-        said = "" if ratio is None else f"{ratio:8.2f}"
-        lines.append(f"{row.label:42}{ledger.figure(row.median):>10}{f'{first} to {third}':>20}{said}")
-    return "\n".join(lines) + "\n"
-
+OTHERS: dict[str, Any] = {
+    "decoding": measure_decoding,
+    "overhead": measure_overhead,
+    "feeding": measure_feeding,
+    "startup": measure_startup,
+    **dict.fromkeys(jobs.JOBS, measure_job),
+    "growth": measure_growth,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

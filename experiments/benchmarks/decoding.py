@@ -6,7 +6,6 @@ the weights and the prompts.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from experiments import torch_gpt
-from experiments.benchmarks.harness import Contender, serve
+from experiments.benchmarks.harness import Contender, cores, serve
 
 VOCABULARY, CONTEXT, WIDTH, DEPTH, HEADS = 65, 256, 192, 6, 6
 PROMPT, NEW = 16, 128
@@ -54,7 +53,7 @@ def read(folder: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 def _contender(label: str, parameters: int, decode: Callable[[], np.ndarray]) -> Contender:
     """One whose "losses" are the mean tokens it wrote at the first places."""
-    tokens = decode()
+    tokens, first_step = decode(), time.time()
 
     def run(steps: int) -> float:
         start = time.perf_counter()
@@ -62,7 +61,7 @@ def _contender(label: str, parameters: int, decode: Callable[[], np.ndarray]) ->
             decode()
         return time.perf_counter() - start
 
-    return Contender(label, parameters, tokens[:, :3].mean(0).tolist(), run)
+    return Contender(label, parameters, tokens[:, :3].mean(0).tolist(), run, first_step)
 
 
 def jdl(folder: Path, *, scan: bool = False) -> Contender:
@@ -96,9 +95,7 @@ def pytorch(folder: Path) -> Contender:
     """PyTorch, eager: one call a token, keys and values written into a cache of fixed size."""
     import torch
 
-    torch.set_num_threads(
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    torch.set_num_threads(cores())
     weights, given = read(folder)
     model = torch_gpt.gpt(VOCABULARY, CONTEXT, WIDTH, DEPTH, HEADS).eval()
     model.load_state_dict({name: torch.tensor(x) for name, x in weights.items()})

@@ -18,6 +18,9 @@ from experiments.catalogue import ROOT
 BLOCK_SECONDS = 1.5
 """Time of a block: long beside a step, short beside the minutes in which a shared machine changes."""
 
+FIRST_STEPS = 3
+"""Steps whose losses show that contenders compute the same."""
+
 WARM_SECONDS = 0.3
 """Time to run before a block counts: the one before has taken the caches, and its threads may still spin."""
 
@@ -30,19 +33,55 @@ class Contender(NamedTuple):
         parameters: how many the model has.
         losses: of the first steps, from the given weights on the given batches.
         run: ``steps -> seconds`` that they took, everything finished.
+        first_step: when the first step was done, seconds since the epoch.
     """
 
     label: str
     parameters: int
     losses: list[float]
     run: Callable[[int], float]
+    first_step: float
+
+
+class Block(NamedTuple):
+    """What a block of steps came to.
+
+    Attributes:
+        seconds: of one step.
+        utilisation: the share of all cores that the process kept busy, 0 to 1.
+    """
+
+    seconds: float
+    utilisation: float
+
+
+def first_losses(step: Callable[[int], list[float]]) -> tuple[list[float], float]:
+    """The losses of the first steps, and when the first of them was done.
+
+    Args:
+        step: takes a step's number, and gives its losses once they are computed.
+
+    Example:
+        >>> first_losses(lambda i: [float(i)])[0]
+        [0.0, 1.0, 2.0]
+    """
+    losses = step(0)
+    done = time.time()
+    for i in range(1, FIRST_STEPS):
+        losses = losses + step(i)
+    return losses, done
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def serve(contender: Contender) -> None:
     """Answers the lines on stdin, each a JSON number of steps, until there are no more.
 
-    The first line of output describes the contender; each further one has the seconds that the steps took
-    and the process's peak memory.
+    The first line of output describes the contender; each further one has the seconds that the steps took,
+    the share of the cores that was busy, and the process's peak memory.
     """
     import resource
 
@@ -52,10 +91,14 @@ def serve(contender: Contender) -> None:
     def answer(**values: Any) -> None:
         print(json.dumps(values), file=answers, flush=True)
 
-    answer(label=contender.label, parameters=contender.parameters, losses=contender.losses)
+    answer(**{name: value for name, value in contender._asdict().items() if name != "run"})
     for line in sys.stdin:
+        start, busy = time.perf_counter(), time.process_time()
         seconds = contender.run(json.loads(line))
-        answer(seconds=seconds, memory=unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        # Of the whole call, whatever part of it counts as the steps' time.
+        share = (time.process_time() - busy) / (time.perf_counter() - start) / cores()
+        memory = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        answer(seconds=seconds, utilisation=share, memory=memory)
 
 
 class Worker:
@@ -65,28 +108,36 @@ class Worker:
         label: what tables call it.
         parameters: how many the model has.
         losses: of the first steps.
+        started: seconds from the start of the process to the end of its first step.
         memory: peak resident memory so far, bytes.
     """
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         """Starts ``python -m arguments...``, a program that ends in `serve`.
 
+        Args:
+            arguments: what to run.
+            environment: variables to change; one that is empty is taken away.
+
         Raises:
             RuntimeError: if it ends before it is ready.
         """
+        variables = {name: x for name, x in {**os.environ, **(environment or {})}.items() if x}
+        begin = time.time()
         self._process = subprocess.Popen(
             [sys.executable, "-m", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env={**os.environ, **(environment or {})},
+            env=variables,
         )
         self._name = " ".join(arguments[1:3])
         ready = self._read()
         self.label: str = ready["label"]
         self.parameters: int = ready["parameters"]
         self.losses: list[float] = ready["losses"]
+        self.started: float = ready["first_step"] - begin
         self.memory = 0
 
     @property
@@ -94,14 +145,14 @@ class Worker:
         """The process's number."""
         return self._process.pid
 
-    def run(self, steps: int) -> float:
-        """Seconds that so many steps take."""
+    def run(self, steps: int) -> Block:
+        """Has so many steps taken."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{steps}\n")
         self._process.stdin.flush()
         answer = self._read()
         self.memory = answer["memory"]
-        return answer["seconds"]
+        return Block(answer["seconds"] / steps, answer["utilisation"])
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -186,7 +237,7 @@ class OtherLoad:
 
 def take_turns(
     workers: Sequence[Worker], seconds: float, *, tolerate: float = 0.1, block: float = BLOCK_SECONDS
-) -> dict[str, list[float]]:
+) -> dict[str, list[Block]]:
     """Lets the workers run in turns, a short block each, in an order drawn anew each round.
 
     Args:
@@ -196,22 +247,22 @@ def take_turns(
         block: seconds of a block.
 
     Returns:
-        By label, seconds a step of each block that was kept.
+        By label, the blocks that were kept.
 
     Raises:
         RuntimeError: if other programs ran in nearly all blocks.
     """
     lengths = [_steps_in(worker, block) for worker in workers]
     rounds = max(1, math.ceil(seconds / block))
-    kept: dict[str, list[float]] = {worker.label: [] for worker in workers}
+    kept: dict[str, list[Block]] = {worker.label: [] for worker in workers}
     rng = random.Random(0)
     for _ in range(3 * rounds):
         for worker, steps in rng.sample(list(zip(workers, lengths, strict=True)), len(workers)):
             worker.run(max(1, int(steps * WARM_SECONDS / block)))
             load = OtherLoad(worker.pid)
-            taken = worker.run(steps)
+            found = worker.run(steps)
             if load.share() <= tolerate:
-                kept[worker.label].append(taken / steps)
+                kept[worker.label].append(found)
         if min(map(len, kept.values())) >= rounds:
             break
     if min(map(len, kept.values())) < min(3, rounds):
@@ -225,6 +276,6 @@ def take_turns(
 def _steps_in(worker: Worker, seconds: float) -> int:
     """How many steps a worker, then warm, does in a time."""
     steps = 2
-    while (taken := worker.run(steps)) < seconds / 8:
+    while (each := worker.run(steps).seconds) * steps < seconds / 8:
         steps *= 2
-    return max(1, round(steps * seconds / taken))
+    return max(1, round(seconds / each))

@@ -1,15 +1,14 @@
-"""What competes: the same model, optimiser, weights and batches in jdl, in plain Flax and in PyTorch.
+"""What is measured: models, their batches and how they are trained, and the weights and data that all get.
 
-``python -m experiments.benchmarks.workloads WORKLOAD CONTENDER FOLDER`` is a contender's process; the folder
-holds the weights and the data. Only what a contender is made of is imported in its process.
+Models are made only where they are asked for, so that a contender's process imports what it is made of.
+
+Axes: N examples, H height, W width, C channels, T time, D features.
 """
 
 from __future__ import annotations
 
 import functools
-import os
-import sys
-import time
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,15 +16,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from experiments import torch_gpt, torch_models
-from experiments.benchmarks.harness import Contender, serve
+from experiments.benchmarks import torch_networks
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1
-FIRST_STEPS = 3
-"""Steps whose losses show that contenders compute the same."""
-TWO = 2
-"""Devices that JAX is told a CPU has, where it is to work on two halves of a batch at once."""
 BATCHES = 8
 """Batches in the data; the peers go round them, jdl shuffles their examples."""
+RATES = tuple(float(rate) for rate in np.geomspace(1e-4, 1e-2, 16))
+"""Learning rates of a sweep's points."""
+
+Kind = Literal["classification", "segmentation", "next_token", "elbo", "gan", "sweep", "inference"]
+Names = tuple[tuple[str, ...], ...]
 
 
 class Workload(NamedTuple):
@@ -34,33 +34,36 @@ class Workload(NamedTuple):
     Attributes:
         title: what a step is, in words.
         batch_size: examples in a batch.
-        image: shape of an input: an image [H, W, C], a sequence [T, D], or tokens [T], each of which has a
-            label.
+        shape: of an input: an image [H, W, C], a sequence [T, D], or tokens [T].
         classes: number of classes, or of different tokens.
-        module: makes jdl's model.
-        network: makes PyTorch's, of the functions in `experiments.torch_models`.
+        module: makes jdl's model; of a GAN, the settings of `experiments.gan`.
+        network: makes PyTorch's; of a GAN, a dictionary of its two.
         names: the map between the names of their parameters: rules, a function that gives them, or what
             `jdl.interop.names` calls them.
-        kernels: shapes of the layers, for the plain Flax peer; it is left out of others.
+        kind: what is learned. "sweep" is classification at the rates in `RATES`; in "inference" nothing is.
+        kernels: shapes of the layers of an MLP or LeNet.
         optimizer: "adam", "adamw", or "sgd" with momentum.
         peers: what it is measured beside.
+        tolerance: of the first loss, relative: rounding, or what noise that is drawn anew moves it by.
     """
 
     title: str
     batch_size: int
-    image: tuple[int, ...]
+    shape: tuple[int, ...]
     classes: int
     module: Callable[[], Any]
     network: Callable[[], Any]
-    names: tuple[tuple[str, ...], ...] | str | Callable[[], Any]
+    names: Any
+    kind: Kind = "classification"
     kernels: tuple[tuple[int, ...], ...] = ()
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     peers: tuple[str, ...] = ("torch", "torch-compile")
+    tolerance: float = 1e-4
 
     @property
     def reads_tokens(self) -> bool:
-        """Whether it is a language model."""
-        return len(self.image) == 1
+        """Whether its inputs are tokens."""
+        return len(self.shape) == 1
 
     @property
     def rules(self) -> Any:
@@ -71,21 +74,54 @@ class Workload(NamedTuple):
             return getattr(names, self.names)
         return self.names() if callable(self.names) else self.names
 
+    def tx(self, learning_rate: Any = LEARNING_RATE) -> Any:
+        """The optimiser, from Optax."""
+        import optax
 
-def _of_layers(
-    title: str, batch_size: int, image: tuple[int, ...], *kernels: tuple[int, ...], peers: tuple[str, ...]
-) -> Workload:
-    """An MLP, or LeNet-5 where there are convolutions."""
-    widths = tuple(shape[-1] for shape in kernels)
+        momentum = functools.partial(optax.sgd, momentum=0.9)
+        decay = functools.partial(optax.adamw, weight_decay=WEIGHT_DECAY)
+        return {"adam": optax.adam, "adamw": decay, "sgd": momentum}[self.optimizer](learning_rate)
 
-    def module() -> Any:
-        from jdl import models
+    def learner(self) -> Any:
+        """The learner, made of jdl's public names."""
+        from jdl import learners, tasks
 
-        return models.LeNet5(widths[-1]) if len(kernels[0]) == 4 else models.MLP(widths)
+        if self.kind == "gan":
+            from experiments import gan
 
-    names = (("Conv_{i}", "conv.{i}"), ("Dense_{i}", "dense.{i}"))
-    network = functools.partial(torch_models.layers, kernels)
-    return Workload(title, batch_size, image, widths[-1], module, network, names, kernels, peers=peers)
+            return gan.learner(self.module(), self.shape)
+        kinds: dict[str, Any] = {
+            "segmentation": tasks.segmentation,
+            "next_token": tasks.next_token,
+            "elbo": tasks.elbo,
+        }
+        task = kinds.get(self.kind, tasks.classification)(self.module())
+        if self.kind == "sweep":
+            points = learners.grid(rate=list(RATES))
+            return learners.sweep(lambda rate: learners.gradient(task, self.tx(rate)), points)
+        return learners.gradient(task, self.tx())
+
+    def tensors(self, state: Any) -> dict[str, np.ndarray]:
+        """The weights in a learner's state, or in variables, by PyTorch's names and in its layouts."""
+        import jax
+
+        from jdl import interop
+
+        if self.kind == "gan":
+            return {
+                f"{player}.{name}": x
+                for player in ("generator", "discriminator")
+                for name, x in interop.export_weights(
+                    _variables(getattr(state, player)), self.names[player]
+                ).items()
+            }
+        if self.kind == "sweep":
+            state = jax.tree.map(lambda x: x[0], state.learners)
+        return dict(interop.export_weights(_variables(state), self.rules))
+
+
+def _variables(state: Any) -> Any:
+    return {"params": state.params, **state.collections} if hasattr(state, "params") else state
 
 
 def _model(constructor: str, *arguments: Any, **options: Any) -> Callable[[], Any]:
@@ -99,8 +135,20 @@ def _model(constructor: str, *arguments: Any, **options: Any) -> Callable[[], An
     return module
 
 
-def _recurrent(cell: str) -> Workload:
-    """Two layers of 256 over 64 steps, a classifier of the last output."""
+def of_layers(title: str, batch_size: int, shape: tuple[int, ...], *kernels: tuple[int, ...]) -> Workload:
+    """An MLP, or LeNet-5 where there are convolutions."""
+    widths = tuple(kernel[-1] for kernel in kernels)
+    module = _model("LeNet5", widths[-1]) if len(kernels[0]) == 4 else _model("MLP", widths)
+    names = (("Conv_{i}", "conv.{i}"), ("Dense_{i}", "dense.{i}"))
+    peers = ("torch", "torch-compile", "linen", "keras", "equinox")
+    network = functools.partial(torch_models.layers, kernels)
+    return Workload(
+        title, batch_size, shape, widths[-1], module, network, names, kernels=kernels, peers=peers
+    )
+
+
+def recurrent(cell: str, features: int = 256, steps: int = 64, batch_size: int = 32) -> Workload:
+    """Two recurrent layers, a classifier of the last output."""
 
     def names() -> Any:
         from jdl.interop.names import recurrent_torch
@@ -108,27 +156,194 @@ def _recurrent(cell: str) -> Workload:
         return (*recurrent_torch("layers", "rnn"), ("head", "fc"))
 
     return Workload(
-        f"One training step of two {cell.upper()} layers of 256 over 64 steps, batch 32, Adam, float32",
-        32,
-        (64, 256),
+        f"One training step of two {cell.upper()} layers of {features} over {steps} steps, batch "
+        f"{batch_size}, Adam, float32",
+        batch_size,
+        (steps, features),
         10,
-        _model("Recurrent", 10, (256, 256), cell),
-        functools.partial(torch_models.recurrent, cell, 256, (256, 256), 10),
+        _model("Recurrent", 10, (features, features), cell),
+        functools.partial(torch_models.recurrent, cell, features, (features, features), 10),
         names,
     )
 
 
+def resnet_cifar(depth: int = 20, batch_size: int = 128, size: int = 32) -> Workload:
+    """The residual network of CIFAR."""
+    blocks = (depth - 2) // 6
+    return Workload(
+        f"One training step of ResNet-{depth} on {size}x{size} images, batch {batch_size}, SGD, float32",
+        batch_size,
+        (size, size, 3),
+        10,
+        _model("resnet_cifar", depth),
+        lambda: torch_models.resnet((blocks,) * 3, (16, 32, 64), padding_shortcut=True),
+        "RESNET_TORCHVISION",
+        optimizer="sgd",
+        peers=("torch", "torch-compile", "linen"),
+    )
+
+
+def gpt(
+    width: int = 192,
+    depth: int = 6,
+    num_heads: int = 6,
+    context: int = 128,
+    batch_size: int = 16,
+    vocab_size: int = 65,
+) -> Workload:
+    """A GPT of characters."""
+    return Workload(
+        f"One training step of a GPT of {depth} layers, width {width}, on {context} tokens, batch "
+        f"{batch_size}, AdamW, float32",
+        batch_size,
+        (context,),
+        vocab_size,
+        _model("gpt", vocab_size=vocab_size, context=context, width=width, depth=depth, num_heads=num_heads),
+        functools.partial(torch_gpt.gpt, vocab_size, context, width, depth, num_heads),
+        torch_gpt.NAMES,
+        kind="next_token",
+        optimizer="adamw",
+        peers=("torch", "torch-compile", "linen", "equinox"),
+    )
+
+
+def vit(
+    width: int = 192,
+    depth: int = 12,
+    num_heads: int = 3,
+    patch: int = 16,
+    size: int = 224,
+    batch_size: int = 8,
+) -> Workload:
+    """ViT-Ti."""
+    return Workload(
+        f"One training step of a ViT of {depth} layers, width {width}, patches of {patch}, on {size}x{size} "
+        f"images, batch {batch_size}, AdamW, float32",
+        batch_size,
+        (size, size, 3),
+        1000,
+        _model("ViT", patch, width, depth, num_heads, num_classes=1000),
+        functools.partial(torch_networks.vit, size, patch, width, depth, num_heads, 1000),
+        "VIT_TIMM",
+        optimizer="adamw",
+    )
+
+
+def bert(
+    width: int = 384, depth: int = 6, num_heads: int = 12, context: int = 128, batch_size: int = 8
+) -> Workload:
+    """A BERT of the size of MiniLM, which says what tokens stand in a text."""
+    vocabulary = 30522
+    return Workload(
+        f"Inference with a BERT of {depth} layers, width {width}, logits of all of {context} tokens, batch "
+        f"{batch_size}, float32",
+        batch_size,
+        (context,),
+        vocabulary,
+        _model("bert", width=width, depth=depth, num_heads=num_heads, context=context),
+        functools.partial(torch_networks.bert, vocabulary, context, width, depth, num_heads),
+        "BERT_HUGGING_FACE",
+        kind="inference",
+    )
+
+
+def vae(hidden: int = 500, latent: int = 20, side: int = 28, batch_size: int = 128) -> Workload:
+    """A VAE of binary images."""
+    return Workload(
+        f"One training step of a VAE {side * side}-{hidden}-{latent}, batch {batch_size}, Adam, float32",
+        batch_size,
+        (side, side, 1),
+        2,
+        _model("VAE", (side, side, 1), latent, (hidden,)),
+        functools.partial(torch_networks.vae, side * side, hidden, latent),
+        (("encoder/Dense_{i}", "encoder.{i}"), ("decoder/Dense_{i}", "decoder.{i}")),
+        kind="elbo",
+        tolerance=0.01,
+    )
+
+
+def dcgan(width: int = 64, latents: int = 100, side: int = 32, batch_size: int = 64) -> Workload:
+    """DCGAN: one update of the discriminator, one of the generator."""
+
+    def settings() -> Any:
+        from experiments import gan
+
+        return gan.Config(
+            dataset="cifar10", recipe="dcgan", width=width, latents=latents, batch_size=batch_size
+        )
+
+    def networks() -> Any:
+        from experiments import torch_gan
+
+        return {
+            "generator": torch_gan.generator((side, side), 3, width, latents),
+            "discriminator": torch_gan.discriminator((side, side), 3, width, "batch"),
+        }
+
+    n = (side // 4).bit_length() - 1
+    makes = [
+        ("Dense_0", "0"),
+        *((f"BatchNorm_{i}", f"{3 + 3 * i}") for i in range(n)),
+        *((f"Double_{i}", f"{5 + 3 * i}", "transposed") for i in range(n)),
+    ]
+    judges = [
+        ("Halve_0", "0"),
+        *((f"Halve_{i}", f"{3 * i - 1}") for i in range(1, n)),
+        *((f"BatchNorm_{i}", f"{3 + 3 * i}") for i in range(n - 1)),
+        ("head", f"{3 * n + 1}"),
+    ]
+    return Workload(
+        f"One turn of DCGAN on {side}x{side} images, width {width}, batch {batch_size}, Adam, float32",
+        batch_size,
+        (side, side, 3),
+        10,
+        settings,
+        networks,
+        {"generator": makes, "discriminator": judges},
+        kind="gan",
+        peers=("torch",),
+        tolerance=0.05,
+    )
+
+
+def unet(width: int = 16, side: int = 128, batch_size: int = 4) -> Workload:
+    """A U-Net that says of every pixel what it belongs to."""
+    return Workload(
+        f"One training step of a U-Net of width {width} with batch normalisation on {side}x{side} images, "
+        f"batch {batch_size}, Adam, float32",
+        batch_size,
+        (side, side, 3),
+        2,
+        _model("UNet", 2, width, norm=True),
+        functools.partial(torch_networks.unet, width, 2),
+        "UNET_MILESIAL",
+        kind="segmentation",
+    )
+
+
+def mlp(batch_size: int = 128, *widths: int) -> Workload:
+    """The MLP that is trained, alone or at many rates."""
+    sizes = widths or (784, 512, 512, 10)
+    side = round(sizes[0] ** 0.5)
+    return of_layers(
+        f"One training step of an MLP {'-'.join(map(str, sizes))}, batch {batch_size}, Adam, float32",
+        batch_size,
+        (side, side, 1),
+        *itertools.pairwise(sizes),
+    )
+
+
+def sweep(batch_size: int = 128, *widths: int) -> Workload:
+    """One step of every point of a sweep of learning rates."""
+    one = mlp(batch_size, *(widths or (784, 128, 10)))
+    return one._replace(
+        title=f"{one.title}, at {len(RATES)} learning rates", kind="sweep", peers=("jdl-runs", "torch")
+    )
+
+
 WORKLOADS = {
-    "mlp": _of_layers(
-        "One training step of an MLP 784-512-512-10, batch 128, Adam, float32",
-        128,
-        (28, 28, 1),
-        (784, 512),
-        (512, 512),
-        (512, 10),
-        peers=("linen", "torch", "torch-compile"),
-    ),
-    "lenet": _of_layers(
+    "mlp": mlp(),
+    "lenet": of_layers(
         "One training step of LeNet-5, batch 128, Adam, float32",
         128,
         (32, 32, 1),
@@ -137,7 +352,6 @@ WORKLOADS = {
         (400, 120),
         (120, 84),
         (84, 10),
-        peers=("linen", "torch", "torch-compile"),
     ),
     "resnet18": Workload(
         "One training step of ResNet-18 with a 3x3 stem on 32x32 images, batch 32, SGD, float32",
@@ -149,16 +363,7 @@ WORKLOADS = {
         "RESNET_TORCHVISION",
         optimizer="sgd",
     ),
-    "resnet20": Workload(
-        "One training step of ResNet-20 on 32x32 images, batch 128, SGD, float32",
-        128,
-        (32, 32, 3),
-        10,
-        _model("resnet_cifar", 20),
-        lambda: torch_models.resnet((3, 3, 3), (16, 32, 64), padding_shortcut=True),
-        "RESNET_TORCHVISION",
-        optimizer="sgd",
-    ),
+    "resnet20": resnet_cifar(),
     "mobilenet_v2": Workload(
         "One training step of MobileNetV2 on 224x224 images, batch 8, SGD, float32",
         8,
@@ -169,27 +374,24 @@ WORKLOADS = {
         "MOBILENET_V2_TORCHVISION",
         optimizer="sgd",
     ),
-    "lstm": _recurrent("lstm"),
-    "gru": _recurrent("gru"),
-    "gpt": Workload(
-        "One training step of a GPT of 6 layers, width 192, on 128 tokens, batch 16, AdamW, float32",
-        16,
-        (128,),
-        65,
-        _model("gpt", vocab_size=65, context=128, width=192, depth=6, num_heads=6),
-        functools.partial(torch_gpt.gpt, 65, 128, 192, 6, 6),
-        torch_gpt.NAMES,
-        optimizer="adamw",
-    ),
-    "overhead": _of_layers(
-        "One training step of an MLP 64-32-10, batch 8, Adam: the loop of fit and its compiled step alone",
-        8,
-        (8, 8, 1),
-        (64, 32),
-        (32, 10),
-        peers=(),
-    ),
+    "vit": vit(),
+    "unet": unet(),
+    "lstm": recurrent("lstm"),
+    "gru": recurrent("gru"),
+    "gpt": gpt(),
+    "bert": bert(),
+    "vae": vae(),
+    "dcgan": dcgan(),
+    "sweep": sweep(),
 }
+
+OVERHEAD = of_layers(
+    "One training step of an MLP 64-32-10, batch 8, Adam: the loop of fit and its compiled step alone",
+    8,
+    (8, 8, 1),
+    (64, 32),
+    (32, 10),
+)
 
 
 class Given(NamedTuple):
@@ -198,7 +400,7 @@ class Given(NamedTuple):
     Attributes:
         workload: the workload.
         weights: the initial weights, by PyTorch's names and in its layouts.
-        arrays: inputs [N, H, W, C] or [N, T, D], and labels [N].
+        arrays: inputs [N, H, W, C], [N, T, D] or [N, T], and labels [N, ...].
         rows: [BATCHES, B], the examples of the first batches.
     """
 
@@ -213,30 +415,48 @@ class Given(NamedTuple):
         return [(self.arrays["inputs"][rows], self.arrays["labels"][rows]) for rows in self.rows]
 
 
-def write(workload: Workload, folder: Path, seed: int = 0) -> None:
-    """Draws weights and data, and writes them for the contenders."""
+def draw(workload: Workload, seed: int = 0) -> Given:
+    """Weights and data for the contenders. A learner of jdl that starts from key ``seed`` has the weights."""
     import jax
 
-    from jdl import data, interop
+    from jdl import data
 
     rng = np.random.default_rng(seed)
     size = BATCHES * workload.batch_size
+    shape: tuple[int, ...] = (size,)
+    if workload.kind == "segmentation":
+        shape = (size, *workload.shape[:2])
+    elif workload.reads_tokens:
+        shape = (size, *workload.shape)
+    arrays = {"inputs": _inputs(workload, size, rng)}
+    arrays["labels"] = rng.integers(0, workload.classes, shape).astype(np.int32)
     order = data.shuffled({"rows": np.arange(size)}, workload.batch_size, resident=False)
-    if workload.reads_tokens:
-        inputs = rng.integers(0, workload.classes, (size, *workload.image)).astype(np.int32)
+    batch = {name: x[: workload.batch_size] for name, x in arrays.items()}
+    if workload.kind == "inference":
+        state = jax.jit(workload.module().init)(jax.random.key(seed), batch["inputs"])
     else:
-        inputs = rng.normal(size=(size, *workload.image)).astype(np.float32)
-    variables = jax.jit(workload.module().init)(jax.random.key(seed), inputs[:1])
-    np.savez(
-        folder / "given.npz",
-        inputs=inputs,
-        labels=rng.integers(0, workload.classes, inputs.shape if workload.reads_tokens else size).astype(
-            np.int32
-        ),
-        rows=np.stack([order(i)["rows"] for i in range(BATCHES)]),
-    )
-    weights: Any = interop.export_weights(variables, workload.rules)
-    np.savez(folder / "weights.npz", **weights)
+        state = jax.jit(workload.learner().init)(jax.random.key(seed), batch)
+    rows = np.stack([order(i)["rows"] for i in range(BATCHES)])
+    return Given(workload, workload.tensors(jax.device_get(state)), arrays, rows)
+
+
+def _inputs(workload: Workload, size: int, rng: np.random.Generator) -> np.ndarray:
+    shape = (size, *workload.shape)
+    if workload.kind == "elbo":
+        return rng.random(shape) < 0.2
+    if workload.kind == "gan":
+        return rng.integers(0, 256, shape).astype(np.uint8)
+    if workload.reads_tokens:
+        return rng.integers(0, workload.classes, shape).astype(np.int32)
+    return rng.normal(size=shape).astype(np.float32)
+
+
+def write(given: Given, folder: Path) -> None:
+    """Writes what the contenders are given."""
+    arrays: Any = {"rows": given.rows, **given.arrays}
+    tensors: Any = given.weights
+    np.savez(folder / "given.npz", **arrays)
+    np.savez(folder / "weights.npz", **tensors)
 
 
 def read(workload: Workload, folder: Path) -> Given:
@@ -244,257 +464,3 @@ def read(workload: Workload, folder: Path) -> Given:
     with np.load(folder / "given.npz") as file, np.load(folder / "weights.npz") as weights:
         arrays = {name: file[name] for name in ("inputs", "labels")}
         return Given(workload, dict(weights), arrays, file["rows"])
-
-
-def _optax(given: Given) -> Any:
-    import optax
-
-    momentum = functools.partial(optax.sgd, momentum=0.9)
-    decay = functools.partial(optax.adamw, weight_decay=WEIGHT_DECAY)
-    return {"adam": optax.adam, "adamw": decay, "sgd": momentum}[given.workload.optimizer](LEARNING_RATE)
-
-
-class _Jdl(NamedTuple):
-    """A learner of a workload and its batches, through jdl's public names."""
-
-    learner: Any
-    batches: Any
-
-
-def _jdl(given: Given) -> _Jdl:
-    from jdl import train
-
-    train.prepare()
-    from jdl import data, learners, tasks
-
-    task = (tasks.next_token if given.workload.reads_tokens else tasks.classification)(
-        given.workload.module()
-    )
-    learner = learners.gradient(task, _optax(given))
-    return _Jdl(learner, data.shuffled(given.arrays, given.workload.batch_size, resident=True))
-
-
-def jdl_steps(
-    given: Given, several: bool | None = None, *, bare: bool = False, devices: int = 1
-) -> Contender:
-    """The compiled step of `jdl.train.fit`, called as `fit` calls it.
-
-    Args:
-        given: weights and data.
-        several: whether a dispatch holds several steps; None as `fit` chooses, False or True.
-        bare: only send the steps, and do not look at what they came to.
-        devices: how many share the batch, by `jax.shard_map` where there are several.
-    """
-    learner, batches = _jdl(given)
-    import jax
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    from jdl import interop
-    from jdl.core import summarize
-    from jdl.train import make_mesh
-    from jdl.train.feed import place
-    from jdl.train.loop import DISPATCH_SECONDS
-    from jdl.train.program import build
-
-    mesh = make_mesh(f"data:{devices}")
-    mode: Literal["jit", "shard_map"] = "jit" if devices == 1 else "shard_map"
-    batches = jax.device_put(batches, NamedSharding(mesh, PartitionSpec()))
-    first = place(jax.device_get(jax.jit(lambda batches: batches(0))(batches)), mesh)
-    program = build(learner, jax.random.key(0), batches, first, {}, mesh, mode, several)
-    state = program.init()
-    variables = {"params": state.params, **state.collections}
-    variables = interop.load_weights(variables, given.weights, given.workload.rules)
-    params, collections = jax.device_put(
-        (variables.pop("params"), variables), NamedSharding(mesh, PartitionSpec())
-    )
-    state = state._replace(params=params, collections=collections)
-    losses = []
-    for i in range(FIRST_STEPS):
-        state, sums, _ = program.advance(state, program.zeros, batches, i, i + 1)
-        losses.append(summarize(sums)["loss"])
-    position, seconds_a_step = FIRST_STEPS, 1.0
-
-    def run(steps: int) -> float:
-        nonlocal state, position, seconds_a_step
-        at_once = 1
-        if program.steps_at_once:
-            at_once = max(1, int(DISPATCH_SECONDS / seconds_a_step))
-            if bare:  # fit comes up for a record every hundredth of its steps
-                at_once = max(1, min(at_once, steps // 100))
-        sums, before = program.zeros, None
-        start, stop = time.perf_counter(), position + steps
-        while position < stop:
-            end = min(position + at_once, stop)
-            state, sums, found = program.advance(state, sums, batches, position, end)
-            if before is not None and not bare:
-                int(before.step)
-            before, position = found, end
-        jax.block_until_ready(state)
-        seconds = time.perf_counter() - start
-        seconds_a_step = seconds / steps
-        return seconds
-
-    how = "several steps a dispatch" if program.steps_at_once else "one step a dispatch"
-    label = "jdl" if several is None else f"jdl, {how}"
-    if os.environ.get(_plain()):
-        label = "jdl without prepare()"
-    if devices > 1:
-        label = f"jdl, {devices} devices"
-    if bare:
-        label = f"its compiled step alone, {how}"
-    return Contender(label, sum(x.size for x in jax.tree.leaves(state.params)), losses, run)
-
-
-def _plain() -> str:
-    from jdl.train.runtime import PLAIN
-
-    return PLAIN
-
-
-def jdl_fit(given: Given, several: bool | None = None) -> Contender:
-    """`jdl.train.fit` itself, timed between its first and its last record, after compilation."""
-    learner, batches = _jdl(given)
-    from jdl import train
-
-    def run(steps: int) -> float:
-        ticks: list[tuple[int, float]] = []
-
-        def logger(record: Any) -> None:
-            if record["split"] == "train":
-                ticks.append((record["step"], time.perf_counter()))
-
-        total = max(steps, 200)
-        train.fit(learner, batches, total, loggers=[logger], mesh="data:1", several_steps=several)
-        (first, start), (last, end) = ticks[0], ticks[-1]
-        return (end - start) / (last - first) * steps
-
-    how = "one step a dispatch" if several is False else "several steps a dispatch"
-    return Contender(f"fit, {how}", sum(x.size for x in given.weights.values()), [], run)
-
-
-def linen(given: Given) -> Contender:
-    """Plain Flax: Linen, `TrainState` and a jitted train step, as Flax's own examples have it."""
-    import jax
-    import optax
-    from flax import linen as nn
-    from flax.training.train_state import TrainState
-
-    from jdl import interop
-
-    class Model(nn.Module):
-        @nn.compact
-        def __call__(self, x: jax.Array) -> jax.Array:
-            *hidden, last = given.workload.kernels
-            for shape in hidden:
-                if len(shape) == 4:
-                    x = nn.Conv(shape[-1], shape[:2], padding="VALID")(x)
-                    x = nn.max_pool(nn.relu(x), (2, 2), (2, 2))
-                else:
-                    x = nn.relu(nn.Dense(shape[-1])(x.reshape(x.shape[0], -1)))
-            return nn.Dense(last[-1])(x)
-
-    @jax.jit
-    def train_step(state: TrainState, inputs: jax.Array, labels: jax.Array) -> tuple[TrainState, jax.Array]:
-        def loss(params: Any) -> jax.Array:
-            logits = state.apply_fn({"params": params}, inputs)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-        value, grads = jax.value_and_grad(loss)(state.params)
-        return state.apply_gradients(grads=grads), value
-
-    model = Model()
-    batches = [jax.device_put(batch) for batch in given.batches]
-    variables = jax.eval_shape(model.init, jax.random.key(0), batches[0][0])
-    params = interop.load_weights(variables, given.weights, given.workload.rules)["params"]
-    state = TrainState.create(apply_fn=model.apply, params=jax.device_put(params), tx=_optax(given))
-    losses = []
-    for batch in batches[:FIRST_STEPS]:
-        state, value = train_step(state, *batch)
-        losses.append(float(value))
-
-    def run(steps: int) -> float:
-        nonlocal state
-        start = time.perf_counter()
-        for i in range(steps):
-            state, _ = train_step(state, *batches[i % BATCHES])
-        jax.block_until_ready(state)
-        return time.perf_counter() - start
-
-    return Contender("Flax, TrainState", sum(x.size for x in jax.tree.leaves(params)), losses, run)
-
-
-def pytorch(given: Given, *, compiled: bool = False) -> Contender:
-    """PyTorch at its best: fused optimiser, channels last, all cores; eager, or by `torch.compile`."""
-    import torch
-    from torch import nn
-
-    torch.set_num_threads(
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    model = given.workload.network()
-    weights = {name: torch.tensor(x) for name, x in given.weights.items()}
-    unlike = model.load_state_dict(weights, strict=False)
-    if unlike.unexpected_keys or any("num_batches" not in name for name in unlike.missing_keys):
-        raise ValueError(f"the weights are not those of the network: {unlike}")
-    model = model.to(memory_format=torch.channels_last)
-    optimizer: Any
-    if given.workload.optimizer == "adam":
-        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
-    elif given.workload.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(
-            model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
-        )
-    else:
-        optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9, fused=True)
-    forward = torch.compile(model) if compiled else model
-
-    def arranged(inputs: np.ndarray) -> Any:
-        if inputs.ndim != 4:
-            return torch.tensor(inputs).long() if given.workload.reads_tokens else torch.tensor(inputs)
-        return torch.tensor(inputs.transpose(0, 3, 1, 2)).to(memory_format=torch.channels_last)
-
-    batches = [(arranged(inputs), torch.tensor(labels).long()) for inputs, labels in given.batches]
-
-    def step(batch: Any) -> Any:
-        inputs, labels = batch
-        optimizer.zero_grad(set_to_none=True)
-        loss = nn.functional.cross_entropy(forward(inputs).flatten(0, -2), labels.flatten())
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    losses = [step(batch).item() for batch in batches[:FIRST_STEPS]]
-
-    def run(steps: int) -> float:
-        start = time.perf_counter()
-        for i in range(steps):
-            step(batches[i % BATCHES])
-        return time.perf_counter() - start
-
-    label = "PyTorch, compiled" if compiled else "PyTorch, eager"
-    return Contender(label, sum(p.numel() for p in model.parameters()), losses, run)
-
-
-CONTENDERS: dict[str, Callable[[Given], Contender]] = {
-    "jdl": jdl_steps,
-    "jdl-one": lambda given: jdl_steps(given, False),
-    "jdl-several": lambda given: jdl_steps(given, True),
-    "jdl-devices": lambda given: jdl_steps(given, devices=TWO),
-    "bare-one": lambda given: jdl_steps(given, False, bare=True),
-    "bare-several": lambda given: jdl_steps(given, True, bare=True),
-    "fit-one": lambda given: jdl_fit(given, False),
-    "fit-several": lambda given: jdl_fit(given, True),
-    "linen": linen,
-    "torch": pytorch,
-    "torch-compile": lambda given: pytorch(given, compiled=True),
-}
-
-
-def command(workload: str, contender: str, folder: Path) -> list[str]:
-    """Arguments of ``python -m`` for a contender's process."""
-    return ["experiments.benchmarks.workloads", workload, contender, str(folder)]
-
-
-if __name__ == "__main__":
-    name, contender, folder = sys.argv[1:]
-    serve(CONTENDERS[contender](read(WORKLOADS[name], Path(folder))))

@@ -118,10 +118,17 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One contender of a benchmark: its measurements, block by block, in the order they were taken."""
+    """One contender of a benchmark: its measurements, block by block, in the order they were taken.
+
+    Attributes:
+        label: what tables call it.
+        samples: the measurements.
+        more: single figures beside them, by their names with their units ("peak memory, MiB").
+    """
 
     label: str
     samples: tuple[float, ...]
+    more: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def median(self) -> float:
@@ -176,7 +183,8 @@ class Benchmark:
         _require(len(set(labels)) == len(labels), self, f"rows repeat: {labels}")
         for row in self.rows:
             _require(bool(row.samples), self, f"row {row.label!r} has no samples")
-            _require(all(_finite(s) for s in row.samples), self, f"row {row.label!r} has samples not finite")
+            found = [*row.samples, *row.more.values()]
+            _require(all(_finite(s) for s in found), self, f"row {row.label!r} has figures not finite")
         if self.subject is not None:
             _require(self.subject in labels, self, f"subject {self.subject!r} is none of the rows {labels}")
             _require(all(row.median > 0 for row in self.rows), self, "ratios need positive medians")
@@ -314,7 +322,7 @@ def from_json(text: str) -> Entry:
             tree[field] = tuple(tree[field])
         tree["rows"] = {label: tuple(figures) for label, figures in tree["rows"].items()}
     elif "rows" in tree:
-        tree["rows"] = tuple(Row(row["label"], tuple(row["samples"])) for row in tree["rows"])
+        tree["rows"] = tuple(Row(**{**row, "samples": tuple(row["samples"])}) for row in tree["rows"])
     return cls(**tree)
 
 

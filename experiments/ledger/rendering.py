@@ -138,7 +138,7 @@ def render(entries: Sequence[Entry]) -> str:
         ]
         lines += ["says how many times better the row in bold is than the row the ratio stands in."]
     for b in benchmarks:
-        rows = []
+        rows, more = [], list(dict.fromkeys(name for row in b.rows for name in row.more))
         for row in b.rows:
             ratio, (low, high) = b.ratio(row), row.quartiles
             label = f"**{row.label}**" if row.label == b.subject else row.label
@@ -149,10 +149,11 @@ def render(entries: Sequence[Entry]) -> str:
                     f"{figure(low)} to {figure(high)}",
                     str(len(row.samples)),
                     "" if ratio is None else f"{ratio:.2f}",
+                    *[figure(row.more[name]) if name in row.more else "" for name in more],
                 ]
             )
         lines += ["", f"### {b.title}", ""]
-        lines += _table([b.metric, "Median", "Quartiles", "Blocks", "Ratio"], rows)
+        lines += _table([b.metric, "Median", "Quartiles", "Blocks", "Ratio", *more], rows)
         lines += ["", f"`{b.command}`, {b.date}: {_device(b.device)}."]
         if b.note:
             lines += [b.note]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import anomaly, cli, deep_autoencoder, torch_vae, vae, vae_speed, vqvae
+from experiments import anomaly, cli, deep_autoencoder, torch_vae, vae, vqvae
 from experiments.pictures import Pictures
 from jdl import audit, data, tasks
 from jdl.train.history import read_lines
@@ -105,11 +105,3 @@ def test_pictures_are_kept_under_the_step_of_their_record(tmp_path):
     (film,) = pictures.animate()
     with Image.open(film) as moving:
         assert moving.n_frames == 2
-
-
-def test_both_frameworks_have_their_turns(torch, tmp_path):
-    where = cli.Execution(run=str(tmp_path), quiet=True)
-    config = vae_speed.Config(dataset="digits", hidden=(8,), blocks=2, block=0.01, execution=where)
-    found = vae_speed.main(config)
-    assert {name: len(each) for name, each in found.items()} == {"jdl": 2, "PyTorch, eager": 2}
-    assert all(x > 0 for each in found.values() for x in each)

@@ -1,65 +1,110 @@
 """The harness at toy length: what it measures is the same model, and what it reports is what was measured."""
 
-import dataclasses
+import json
 import os
 import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 import pytest
 
 from experiments import ledger
-from experiments.benchmarks import harness, workloads
-from experiments.benchmarks.__main__ import main, table
+from experiments.benchmarks import __main__ as command_line
+from experiments.benchmarks import contenders, harness, levers, torch_peer, workloads
+from experiments.benchmarks.__main__ import main
 
 # As a user runs it: without the fake devices and the strictness of the tests.
 PLAIN = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
 
+TINY = {
+    "mlp": workloads.mlp(8, 16, 8, 4),
+    "resnet20": workloads.resnet_cifar(8, 4, 8),
+    "lstm": workloads.recurrent("lstm", 4, 3, 4),
+    "gru": workloads.recurrent("gru", 4, 3, 4),
+    "gpt": workloads.gpt(8, 2, 2, 6, 4, 7),
+    "vit": workloads.vit(8, 1, 2, 4, 8, 4),
+    "unet": workloads.unet(2, 16, 2),
+    "bert": workloads.bert(8, 1, 2, 6, 2),
+    "vae": workloads.vae(8, 4, 8, 1024),
+    "dcgan": workloads.dcgan(4, 8, 16, 32),
+    "sweep": workloads.sweep(8, 16, 8, 4),
+}
 
-def commands(folder, *contenders, workload="overhead"):
-    return [(workloads.command(workload, contender, folder), PLAIN) for contender in contenders]
+
+@pytest.fixture(autouse=True)
+def _without_prepare(monkeypatch):
+    """The choices for a whole process are not made for that of the tests."""
+    monkeypatch.setenv("JDL_PLAIN", "1")
 
 
-@pytest.fixture
-def given(tmp_path):
-    workloads.write(workloads.WORKLOADS["overhead"], tmp_path)
-    return tmp_path
+def commands(folder, *contenders_, workload="overhead"):
+    return [(contenders.command(workload, each, folder), PLAIN) for each in contenders_]
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("given")
+    workloads.write(workloads.draw(workloads.OVERHEAD), folder)
+    return folder
 
 
 def test_contenders_take_turns_and_compute_the_same(given):
     with harness.started(commands(given, "bare-several", "linen")) as workers:
         harness.check_equal(workers)
         assert workers[0].parameters == 64 * 32 + 32 + 32 * 10 + 10
-        assert len(set(workers[0].losses)) == workloads.FIRST_STEPS
-        seconds = harness.take_turns(workers, 0.1, tolerate=1.0, block=0.05)
-        assert set(seconds) == {worker.label for worker in workers}
-        assert all(0 < s < 0.1 for samples in seconds.values() for s in samples)
+        assert len(set(workers[0].losses)) == harness.FIRST_STEPS
+        blocks = harness.take_turns(workers, 0.1, tolerate=1.0, block=0.05)
+        assert set(blocks) == {worker.label for worker in workers}
+        found = [block for each in blocks.values() for block in each]
+        assert all(0 < block.seconds < 0.5 and 0 < block.utilisation <= 1.05 for block in found)
         assert all(2**20 < worker.memory < 2**34 for worker in workers)
+        assert all(0 < worker.started < 600 for worker in workers)
     assert all(worker._process.poll() is not None for worker in workers)
 
 
-def test_a_different_model_is_found_out(given, tmp_path_factory):
-    other = tmp_path_factory.mktemp("other")
-    workloads.write(workloads.WORKLOADS["overhead"], other, seed=1)
-    with harness.started([*commands(given, "linen"), *commands(other, "linen")]) as workers:
-        with pytest.raises(ValueError, match="starts with the losses"):
-            harness.check_equal(workers)
-        workers[1].losses, workers[1].parameters = workers[0].losses, 7
-        with pytest.raises(ValueError, match="7 parameters"):
-            harness.check_equal(workers)
-
-
 @pytest.mark.parity
-@pytest.mark.parametrize("workload", ["mlp", "lenet", "gru", "gpt"])
-def test_torch_computes_the_same(workload, tmp_path):
-    workloads.write(workloads.WORKLOADS[workload], tmp_path)
-    with harness.started(commands(tmp_path, "jdl-one", "torch", workload=workload)) as workers:
-        harness.check_equal(workers)
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.filterwarnings("default")  # What the peers' own code warns of is theirs.
+def test_every_contender_computes_the_same_and_takes_two_steps(name, torch, monkeypatch):
+    workload = TINY[name]
+    for module in (workloads, contenders, torch_peer):
+        monkeypatch.setattr(module, "RATES", (1e-3, 1e-2))
+    if name == "bert":
+        pytest.importorskip("transformers")
+    drawn = workloads.draw(workload)
+    ours = contenders.contender("jdl", drawn)
+    for peer in workload.peers:
+        if peer == "torch-compile" or (peer in command_line.PEERS and not command_line._is_there(peer)):
+            continue
+        with jax.numpy_rank_promotion("raise" if peer.startswith("jdl") else "allow"):
+            theirs = contenders.contender(peer, drawn)
+            assert theirs.run(2) > 0
+        assert theirs.label != ours.label
+        harness.check_equal([ours, theirs], workload.tolerance)
+    assert ours.run(2) > 0
+    assert len(ours.losses) == harness.FIRST_STEPS * (2 if name == "dcgan" else 1)
+
+
+def test_a_different_model_is_found_out():
+    same = harness.Contender("one", 3, [1.0, 2.0], lambda n: 0.0, 0.0)
+    harness.check_equal([same, same._replace(losses=[1.00005, 2.001])])
+    with pytest.raises(ValueError, match="starts with the losses"):
+        harness.check_equal([same, same._replace(losses=[1.0002, 2.0])])
+    with pytest.raises(ValueError, match="7 parameters"):
+        harness.check_equal([same, same._replace(parameters=7)])
+
+
+def test_weights_of_another_network_are_refused(torch):
+    drawn = workloads.draw(TINY["mlp"])
+    with pytest.raises(ValueError, match="not those of the network"):
+        torch_peer._loaded(TINY["mlp"].network(), {**drawn.weights, "extra": np.zeros(1)})
 
 
 def test_a_contender_that_fails_says_so(tmp_path):
     with pytest.raises(RuntimeError, match="overhead linen ended with status 1"):
-        harness.Worker(workloads.command("overhead", "linen", tmp_path), PLAIN)
+        harness.Worker(contenders.command("overhead", "linen", tmp_path), PLAIN)
 
 
 def test_other_load_is_seen():
@@ -79,35 +124,109 @@ def test_blocks_under_other_load_are_not_kept(monkeypatch):
         label, pid = "idle", os.getpid()
 
         def run(self, steps):
-            return steps * 0.01
+            return harness.Block(0.01, 0.5)
 
     monkeypatch.setattr(harness.OtherLoad, "share", lambda self: 0.5)
     with pytest.raises(RuntimeError, match="more than 10% of the machine"):
         harness.take_turns([Idle()], 0.1, block=0.05)
-    assert harness.take_turns([Idle()], 0.1, block=0.05, tolerate=0.6) == {"idle": [0.01, 0.01]}
+    found = harness.take_turns([Idle()], 0.1, block=0.05, tolerate=0.6)
+    assert found == {"idle": [harness.Block(0.01, 0.5)] * 2}
 
 
-def test_table_shows_medians_and_ratios():
-    entry = ledger.Benchmark(
-        name="x",
-        title="A step",
-        group="Speed",
-        metric="time",
-        goal="min",
-        unit="ms",
-        subject="jdl",
-        rows=(ledger.Row("jdl", (1.0, 2.0, 3.0)), ledger.Row("peer", (4.0, 5.0, 6.0))),
-        command="python -m experiments.benchmarks mlp",
-        device={"processor": "a CPU", "jax": "1"},
-        date="2026-01-31",
-    )
-    assert "peer" in table(entry)
-    assert "2.50" in table(entry)
-    assert table(dataclasses.replace(entry, subject=None)).count("2.50") == 0
+def test_the_levers_of_a_step_are_found_by_tracing_it():
+    found = {name: set(levers.used(workloads.draw(TINY[name]))) for name in ("mlp", "gru", "vae")}
+    always = {"memory", "flags", "donation"}
+    assert found["mlp"] == always | {"several", "flat"}
+    assert found["gru"] == always | {"several", "recurrence", "flat"}
+    assert "recurrence" not in found["vae"]
+    lenet = workloads.WORKLOADS["lenet"]._replace(batch_size=2)
+    assert {"convolve", "tiles"} <= set(levers.used(workloads.draw(lenet)))
 
 
-@pytest.mark.parametrize("arguments", [["lent"], ["mlp", "--peers", "keras"]])
+@pytest.mark.parametrize(
+    ("lever", "workload"), [("flat", "gpt"), ("recurrence", "gru"), ("convolve", "lenet")]
+)
+def test_a_lever_switched_off_changes_the_program_and_not_the_numbers(lever, workload):
+    """In a process of its own, as what is switched off stays so."""
+    script = f"""
+import json, os
+os.environ["JDL_PLAIN"] = "1"
+import jax
+from tests.experiments.test_benchmarks import TINY
+from experiments.benchmarks import contenders, levers, steps, workloads
+from jdl import data
+lenet = workloads.WORKLOADS["lenet"]._replace(batch_size=2)
+given = workloads.draw({{**TINY, "lenet": lenet}}["{workload}"])
+assert "{lever}" in levers.used(given)
+def lowered():
+    batches = data.shuffled(given.arrays, given.workload.batch_size, resident=True)
+    program, _ = steps.program_of(given.workload.learner(), batches)
+    return program.traces["train"][0]().lower().as_text()
+with_it, losses = lowered(), contenders.contender("jdl", given).losses
+without = contenders.contender("jdl-without-{lever}", given)
+print(json.dumps([lowered() == with_it, losses, without.losses, without.label]))
+"""
+    root = harness.ROOT
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    same, losses, without, label = json.loads(done.stdout.splitlines()[-1])
+    assert not same
+    assert label == f"jdl without {levers.LEVERS[lever].title}"
+    np.testing.assert_allclose(losses, without, rtol=1e-4)
+
+
+def test_every_formulation_for_cpus_is_a_lever():
+    """Wherever the library chooses a formulation for CPUs, the benchmark can switch it off."""
+    import ast
+
+    known = {place for place, _ in levers.PLATFORM.values()}
+    for path in (harness.ROOT / "jdl").rglob("*.py"):
+        module = ".".join(path.relative_to(harness.ROOT).with_suffix("").parts)
+        tree = ast.parse(path.read_text())
+        for function in tree.body:
+            for node in ast.walk(function):
+                if not isinstance(node, ast.Call) or "platform_dependent" not in ast.unparse(node.func):
+                    continue
+                if any(keyword.arg == "cpu" for keyword in node.keywords):
+                    place = f"{module}.{function.name}"
+                    assert any(place.startswith(each) for each in known), f"{place} is no lever"
+
+
+def test_a_measurement_is_printed_written_and_drawn(tmp_path, monkeypatch, capsys):
+    def hasty(workers, seconds, tolerate):
+        return harness.take_turns(workers, 0.05, tolerate=1.0, block=0.05)
+
+    # Without kernels, so that only one way to dispatch is measured.
+    monkeypatch.setitem(workloads.WORKLOADS, "overhead", workloads.OVERHEAD._replace(kernels=()))
+    monkeypatch.delitem(command_line.OTHERS, "overhead")
+    monkeypatch.setattr(command_line, "take_turns", hasty)
+    monkeypatch.delenv("JDL_PLAIN")
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert main(["overhead", "--peers", "linen", "--out", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "peak memory, MiB" in told
+    assert "the best of its peers, Flax, TrainState" in told
+    (only,) = json.loads((tmp_path / "ratios.json").read_text()).values()
+    assert only["fastest peer"]["label"] == "Flax, TrainState"
+    assert set(only["ratios"]) == {"jdl without prepare()", "Flax, TrainState"}
+    assert (tmp_path / "ratios.png").stat().st_size > 1000
+    (entry,) = ledger.read(tmp_path / "entries")
+    for row in entry.rows:
+        assert row.more[command_line.MEMORY] > 10
+        assert 0 < row.more[command_line.BUSY] <= 1.05
+        assert 0 < row.more[command_line.FIRST_WARM] < 600
+        assert 0 < row.more[command_line.FIRST_COLD] < 600
+
+
+@pytest.mark.parametrize("arguments", [["lent"], ["mlp", "--peers", "caffe"]])
 def test_unknown_names_are_refused(arguments, capsys):
     with pytest.raises(SystemExit):
         main(arguments)
     assert "there are" in capsys.readouterr().err
+
+
+def test_peers_that_are_not_there_are_left_out_in_words(monkeypatch, capsys):
+    monkeypatch.setattr(command_line.importlib.util, "find_spec", lambda name: None)
+    options = command_line._parse(["mlp", "--peers", "keras,torch"])
+    assert options.peers == []
+    assert "keras is left out" in capsys.readouterr().out

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import cli, gan, gan_speed, generated, ledger, torch_gan
+from experiments import cli, gan, generated, torch_gan
 from jdl import data
 
 
@@ -133,14 +133,3 @@ def test_the_peer_trains_and_is_scored_alike(torch, recipe, judge, tmp_path, mon
     assert json.loads((tmp_path / "peer/scores.json").read_text()) == scores
     assert scores["samples"] == 50
     assert np.isfinite(scores["frechet"])
-
-
-def test_turns_are_timed_beside_the_peer(torch, tmp_path):
-    execution = cli.Execution(run=str(tmp_path / "study"), quiet=True)
-    settings = gan_speed.Config(
-        dataset="digits", width=1, latents=1, batch_size=4, blocks=2, block=0.01, execution=execution
-    )
-    found = gan_speed.main(settings)
-    assert {name: len(each) for name, each in found.items()} == {"jdl": 2, "PyTorch, eager": 2, "host": 2}
-    (entry,) = ledger.read(tmp_path / "study/ledger")
-    assert entry.name == "gan_dcgan_step"

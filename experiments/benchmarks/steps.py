@@ -1,0 +1,89 @@
+"""The compiled step of `jdl.train.fit`, and how `fit` calls it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal
+
+import numpy as np
+
+
+def program_of(
+    learner: Any, batches: Any, several: bool | None = None, mesh: str = "data:1"
+) -> tuple[Any, Any]:
+    """The program that `fit` makes of a learner, not yet compiled.
+
+    Args:
+        learner: what to run.
+        batches: batches by step; those that live on the device are put there.
+        several: whether a dispatch holds several steps; None as `fit` chooses.
+        mesh: the devices; several share the batch by `jax.shard_map`, unless they share the state too.
+
+    Returns:
+        The `jdl.train.program.Program`, and what its ``advance`` takes: the batches, or the first of them.
+    """
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from jdl.train import make_mesh
+    from jdl.train.feed import is_resident, place
+    from jdl.train.program import build, first_batch
+
+    devices = make_mesh(mesh)
+    mode: Literal["jit", "shard_map"] = "shard_map" if devices.size > 1 and "fsdp" not in mesh else "jit"
+    if is_resident(batches):
+        batches = jax.device_put(batches, NamedSharding(devices, PartitionSpec()))
+    first = place(first_batch(batches), devices)
+    program = build(learner, jax.random.key(0), batches, first, {}, devices, mode, several)
+    return program, batches if is_resident(batches) else first
+
+
+class Run:
+    """A learner of jdl's, from its initial state on, a dispatch at a time as `fit` does it.
+
+    Args:
+        learner: what to run.
+        batches: resident batches.
+        several: whether a dispatch holds several steps; None as `fit` chooses.
+        mesh: the devices.
+    """
+
+    def __init__(self, learner: Any, batches: Any, several: bool | None = None, mesh: str = "data:1") -> None:
+        self.program, self.batches = program_of(learner, batches, several, mesh)
+        self.state = self.program.init()
+        self.position, self.seconds_a_step = 0, 1.0
+
+    def first(self, step: int) -> list[float]:
+        """The losses of one of the first steps: of a GAN two."""
+        from jdl.core import summarize
+
+        program = self.program
+        self.state, sums, _ = program.advance(self.state, program.zeros, self.batches, step, step + 1)
+        self.position = step + 1
+        found = summarize(sums)
+        names = ["loss"] if "loss" in found else ["discriminator_loss", "generator_loss"]
+        return [float(np.mean(found[name])) for name in names]
+
+    def run(self, steps: int, *, bare: bool = False) -> float:
+        """Seconds that the next steps take; ``bare`` only sends them, and does not look how they went."""
+        import jax
+
+        from jdl.train.loop import DISPATCH_SECONDS
+
+        program, at_once = self.program, 1
+        if program.steps_at_once:
+            at_once = max(1, int(DISPATCH_SECONDS / self.seconds_a_step))
+            if bare:  # fit comes up for a record every hundredth of its steps
+                at_once = max(1, min(at_once, steps // 100))
+        sums, before = program.zeros, None
+        start, stop = time.perf_counter(), self.position + steps
+        while self.position < stop:
+            end = min(self.position + at_once, stop)
+            self.state, sums, found = program.advance(self.state, sums, self.batches, self.position, end)
+            if before is not None and not bare:
+                int(before.step)
+            before, self.position = found, end
+        jax.block_until_ready(self.state)
+        seconds = time.perf_counter() - start
+        self.seconds_a_step = seconds / steps
+        return seconds
