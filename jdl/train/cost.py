@@ -209,7 +209,7 @@ def cost(traced: Any, state: PyTree, mesh: Mesh) -> Cost:
         raise _refused(str(error), state, mesh, chip) from None
     seconds = time.perf_counter() - start
     text = compiled.as_text()
-    exchanged = collectives(text)
+    exchanged = collectives(text) if mesh.size > 1 else {}
     # A reduce-scatter gives one device's share of what it sends.
     passes = {"all-reduce": 2, "reduce-scatter": mesh.shape.get(FSDP, mesh.size)}
     found = Cost(
