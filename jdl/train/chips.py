@@ -82,7 +82,7 @@ EXAMPLES = ("v5e:1x1", "v5e:2x4", "v5e:16x16", "v6e:2x4", "v5p:2x2x1", "v5p:8x8x
 
 
 def chip_of(device: Any) -> Chip:
-    """What a device can do at best: as listed, or measured in a fraction of a second where it is here and unlisted.
+    """What a device can do at best: as listed, or measured, in a moment, where it is here and unlisted.
 
     Args:
         device: a device, or one of a topology.
