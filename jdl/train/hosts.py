@@ -77,7 +77,7 @@ def connect(
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
                 shutdown_timeout_seconds=SHUTDOWN_SECONDS,
             )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if launch.is_certain:
             raise
         print(f"no other process is known of ({error}): this one trains by itself", file=sys.stderr)
