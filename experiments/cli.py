@@ -93,7 +93,8 @@ def dry_run(main: Callable[[C], Any], config: C) -> str:
         main(dataclasses.replace(config, execution=where))  # type: ignore[type-var]
     if not plan.costs:
         raise ValueError("nothing was to be trained, so there is no step to say the cost of")
-    return str(plan.costs["train"])
+    predicted = plan.costs["train"]
+    return f"{predicted}\n\n{predicted.sentence(plan.steps)}"
 
 
 @contextlib.contextmanager

@@ -153,7 +153,7 @@ def fit(
     program = build(learner, key, batches, place(first, mesh), both, mesh, mode, several_steps, rules)
     _check_monitor(watch.metric, program.measures, evaluators)
     if plan is not None:
-        plan.make(program, batches if is_device_side(batches) else place(first, mesh), mesh)
+        plan.make(program, batches if is_device_side(batches) else place(first, mesh), mesh, steps)
 
     with contextlib.ExitStack() as stack:
         loop = Loop(
@@ -176,6 +176,8 @@ def fit(
             start=start(key, first),
             profiler=Profiler(profile) if profile is not None else None,
         )
+        if loop.profiler is not None:
+            stack.callback(loop.profiler.stop, lambda: None)
         # The first dispatch finds the program compiled.
         with loop.clock.spending("compile"):
             predicted = cost(program.traces["train"][0](), program.state, mesh)

@@ -32,6 +32,7 @@ class Plan:
         measure: steps to run after that, to compare; 0 for none.
         evaluation: whether to compile the evaluation sets' programs too.
         costs: by program, "train" and the names of evaluation sets, what one step costs.
+        steps: how many were asked for.
         seconds: what a step was measured to take.
     """
 
@@ -39,15 +40,17 @@ class Plan:
     measure: int = 0
     evaluation: bool = False
     costs: dict[str, Cost] = field(default_factory=dict)
+    steps: int = 0
     seconds: float | None = None
 
-    def make(self, program: Program, source: Any, mesh: Mesh) -> None:
+    def make(self, program: Program, source: Any, mesh: Mesh, steps: int) -> None:
         """Fills it in.
 
         Raises:
             Planned: always, at the end.
             jdl.train.DoesNotFit: if the devices' memory does not hold the training step.
         """
+        self.steps = steps
         for name, (trace, first) in program.traces.items():
             if name == "train" or self.evaluation:
                 self.costs[name] = cost(trace(), first, mesh)

@@ -82,7 +82,7 @@ def _attempts(path: Path) -> list[dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     if path.is_file():
         for line in path.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
+            with contextlib.suppress(json.JSONDecodeError, KeyError):
                 record = json.loads(line)
                 found[record["attempt"]] = record
     return list(found.values())

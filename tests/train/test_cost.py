@@ -232,9 +232,16 @@ def test_a_compiler_that_runs_out_of_memory_is_put_into_words() -> None:
 
     traced = SimpleNamespace(lower=lambda: SimpleNamespace(compile=fail))
     mesh = train.make_mesh("data:1")
-    with pytest.raises(train.DoesNotFit, match="needs 497.00 GiB and a device") as refused:
+    with pytest.raises(train.DoesNotFit, match="needs at least 497.00 GiB and a device") as refused:
         cost.cost(traced, {}, mesh)
     assert refused.value.needed == 497 * 2**30
+
+
+def test_a_program_that_cannot_be_read_keeps_nobody_from_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hlo, "parse", lambda text: ({}, "another format"))
+    fitted = train.fit(learner(), data.shuffled(arrays(), 16), 2, mesh="data:1")
+    assert fitted.step == 2
+    assert fitted.cost.traffic > 0
 
 
 def test_a_plan_places_nothing_and_leaves_what_called_fit() -> None:
