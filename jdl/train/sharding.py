@@ -68,9 +68,9 @@ def state_specs(state: PyTree, mesh: Mesh, rules: Sequence[Rule] = ()) -> PyTree
 
     What an optimiser remembers of a parameter ends in the parameter's path and has its shape, and so lies as
     it does. The first of ``rules`` that is found in the path decides alone. Other arrays are split over
-    ``tensor`` by `RULES`, those of at least `SMALLEST_SHARDED` elements that none names on their last axis
-    (a layer's outputs); and over ``fsdp``, if they have as many, on the largest axis left that divides
-    evenly. Recurrent carries are split like the batch. The rest is copied.
+    ``tensor`` by `RULES`; and over ``fsdp``, if they have at least `SMALLEST_SHARDED` elements, on the
+    largest axis left that divides evenly. Arrays of as many elements that no rule names are split over both
+    on their last axis (a layer's outputs). Recurrent carries are split like the batch. The rest is copied.
 
     Args:
         state: a tree of arrays or of `jax.ShapeDtypeStruct`.
@@ -101,7 +101,8 @@ def state_specs(state: PyTree, mesh: Mesh, rules: Sequence[Rule] = ()) -> PyTree
         for expression, wanted in rules:
             if re.search(expression, name):
                 return P(*_demanded(wanted, name, x.shape, mesh))
-        return P(*_filled(_by_rules(name, x.shape, mesh), x.shape, mesh))
+        axes = _by_rules(name, x.shape, mesh)
+        return P(*_trimmed(_by_shape(x.shape, mesh) if axes is None else _filled(axes, x.shape, mesh)))
 
     return jax.tree_util.tree_map_with_path(spec, state)
 
@@ -127,22 +128,31 @@ def _demanded(wanted: P, name: str, shape: tuple[int, ...], mesh: Mesh) -> list[
     return _trimmed(axes)
 
 
-def _by_rules(name: str, shape: tuple[int, ...], mesh: Mesh) -> list[Any]:
-    """How an array is split over ``tensor``."""
-    parts = mesh.shape.get(TENSOR)
-    nothing: list[Any] = [None] * len(shape)
-    if parts is None:
-        return nothing
-    found = False
+def _by_rules(name: str, shape: tuple[int, ...], mesh: Mesh) -> list[Any] | None:
+    """How `RULES` split an array over ``tensor``; None where none is found in its path."""
+    parts, found = mesh.shape.get(TENSOR), False
     for expression, wanted in RULES:
         if len(wanted) <= len(shape) and re.search(expression, name):
             axes = [None] * (len(shape) - len(wanted)) + list(wanted)
-            if all(axis is None or size % parts == 0 for size, axis in zip(shape, axes, strict=True)):
+            if parts and all(
+                axis is None or size % parts == 0 for size, axis in zip(shape, axes, strict=True)
+            ):
                 return axes
             found = True
-    if found or len(shape) < 2 or math.prod(shape) < SMALLEST_SHARDED or shape[-1] % parts:
-        return nothing
-    return [*nothing[:-1], TENSOR]
+    return [None] * len(shape) if found else None
+
+
+def _by_shape(shape: tuple[int, ...], mesh: Mesh) -> list[Any]:
+    """How an array that no rule names is split: over ``tensor`` and ``fsdp`` on its last axis."""
+    axes: list[Any] = [None] * len(shape)
+    if TENSOR not in mesh.shape or len(shape) < 2 or math.prod(shape) < SMALLEST_SHARDED:
+        return _filled(axes, shape, mesh)
+    # In one place, since XLA's gradient of a convolution with a stride is wrong where the inputs of its
+    # kernel are split over one axis, its outputs over another, and the batch over a third too.
+    for names in ((FSDP, TENSOR), (TENSOR,), (FSDP,)):
+        if set(names) <= set(mesh.shape) and shape[-1] % math.prod(mesh.shape[name] for name in names) == 0:
+            return [*axes[:-1], names if len(names) > 1 else names[0]]
+    return axes
 
 
 def _filled(axes: list[Any], shape: tuple[int, ...], mesh: Mesh) -> list[Any]:
@@ -151,9 +161,9 @@ def _filled(axes: list[Any], shape: tuple[int, ...], mesh: Mesh) -> list[Any]:
     if parts is not None and math.prod(shape) >= SMALLEST_SHARDED:
         free = [i for i, size in enumerate(shape) if axes[i] is None and size % parts == 0]
         if free:
-            largest = max(free, key=lambda i: shape[i])
+            largest = max(free, key=lambda i: (shape[i], i))
             axes = [FSDP if i == largest else axis for i, axis in enumerate(axes)]
-    return _trimmed(axes)
+    return axes
 
 
 def _trimmed(axes: list[Any]) -> list[Any]:
