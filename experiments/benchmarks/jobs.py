@@ -1,8 +1,9 @@
 """Whole trainings, from the start of a process to a target of quality, in jdl and in PyTorch.
 
 ``python -m experiments.benchmarks.jobs JOB CONTENDER SEED FOLDER`` is one of them; the folder holds the data.
-The recipe is the same in both: network and initialisation, optimiser, rates, augmentation, batches and how
-often the test set is looked at; the order of the examples and the noise are each one's own.
+The recipe is the same in both: network, optimiser, rates, augmentation, batches and how often the test set is
+looked at. The order of the examples and the noise are each one's own, and so are initial weights, but for
+those of the GPT.
 """
 
 from __future__ import annotations
@@ -225,7 +226,7 @@ def jdl(name: str, job: Job, seed: int, arrays: dict[str, np.ndarray], seen: See
         test: Any = data.windows_in_order(arrays["test"], CONTEXT, 16 * job.batch_size)
     else:
         model = models.LeNet5(10) if name == "lenet_job" else models.resnet_cifar(20)
-        mean, deviation = 255 * arrays["mean"], 255 * arrays["deviation"]
+        mean, deviation = (255 * arrays[n].reshape(1, 1, 1, -1) for n in ("mean", "deviation"))
         task, tx = tasks.classification(model), optax.adam(rate)
         if name == "cifar_job":
             task = tasks.augmented(task, data.compose(data.random_crop(4), data.random_flip()))

@@ -49,7 +49,7 @@ def text(folder):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("contender", ["jdl", "torch"])
-@pytest.mark.parametrize("name", ["lenet_job", "gpt_job"])
+@pytest.mark.parametrize("name", [pytest.param("lenet_job", marks=pytest.mark.slow), "gpt_job"])
 def test_both_frameworks_reach_an_easy_target_and_stop(torch, tmp_path, name, contender, monkeypatch):
     (text if name == "gpt_job" else images)(tmp_path)
     monkeypatch.setattr(jobs, "CONTEXT", 8)
