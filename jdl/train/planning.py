@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -51,9 +52,12 @@ class Plan:
             jdl.train.DoesNotFit: if the devices' memory does not hold the training step.
         """
         self.steps = steps
-        for name, (trace, first) in program.traces.items():
-            if name == "train" or self.evaluation:
-                self.costs[name] = cost(trace(), first, mesh)
+        with warnings.catch_warnings():
+            # A program for devices that are elsewhere cannot be taken from the compilation cache.
+            warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
+            for name, (trace, first) in program.traces.items():
+                if name == "train" or self.evaluation:
+                    self.costs[name] = cost(trace(), first, mesh)
         if self.measure:
             self.seconds = _measured(program, source, self.measure)
         raise Planned
