@@ -12,12 +12,14 @@ One piece of code serves every device mode. `AXIS` names the batch axis, and `ps
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 Array = jax.Array
 PyTree = Any
@@ -27,6 +29,9 @@ Metrics = dict[str, PyTree]
 
 AXIS = "data"
 """Name of the batch axis, in every mesh, `shard_map` and `pmap` of the library."""
+
+WITHIN = ("tensor", "sequence")
+"""Names of the mesh axes that one example may be split over; its examples are split over all others."""
 
 CARRY = "carry"
 """Collection of recurrent state that passes from batch to batch: one row an example, sharded like the
@@ -237,6 +242,22 @@ def all_gather(tree: PyTree) -> PyTree:
 def local_key(key: Array) -> Array:
     """``key`` folded with the shard's index where the batch is split by hand, so that noise differs."""
     return jax.random.fold_in(key, jax.lax.axis_index(AXIS)) if axis_is_bound() else key
+
+
+def by_example(x: Array) -> Array:
+    """x [B, ...], with the word to the compiler that its examples lie where the batch's do.
+
+    For the few values between layers from which the compiler works out the rest. Left alone, it may split the
+    features of a gradient's way back as the parameters are, and exchange it at every layer. Where no mesh is
+    known (`jdl.train.distributed` makes it so), or the batch is split by hand, it is ``x`` itself.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(name for name in mesh.axis_names if name not in WITHIN)
+    parts = math.prod(mesh.shape[name] for name in axes)
+    if parts == 1 or x.shape[0] % parts or axis_is_bound():
+        return x
+    rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *rest))
 
 
 def objective(monitor: str) -> tuple[str, str]:

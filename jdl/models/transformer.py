@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen
 
-from jdl.core import Array
+from jdl.core import Array, by_example
 from jdl.nn import Dense
 from jdl.nn.cache import Extension, empty_cache
 from jdl.nn.linear import float32_dot_general
@@ -181,7 +181,7 @@ class Transformer(linen.Module):
         x_BTD = self._embed(given.values, given.positions, given.types, train)
         look = given.look(self.causal)
         x_BTD = self.blocks(x_BTD, train, look, given.positions, real_BT=given.real())
-        return self.norm(x_BTD) if self.final_norm else x_BTD
+        return by_example(self.norm(x_BTD) if self.final_norm else x_BTD)
 
     def pool_states(self, h_BTD: Array, inputs: Any) -> Array:
         """One vector [B, D] for each sequence of states."""

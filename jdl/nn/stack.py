@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen
 
-from jdl.core import LOSSES, Array
+from jdl.core import LOSSES, Array, by_example
 from jdl.nn.blocks import depth_rates
 from jdl.nn.multihead import PLAIN, KeyValues, Look
 from jdl.nn.transformer import Block, BlockConfig
@@ -116,7 +116,9 @@ class Blocks(linen.Module):
             look = look._replace(rotation=config.rotary.at(positions, config.size_of_head(x_BTD.shape[-1])))
 
         def one(block: Block, x_BTD: Array, known: Any, cache: Any, layer: Any, rate: Any) -> Any:
-            return block(x_BTD, train, look, known, memory_look, cache, layer, rate, real_BT)
+            x_BTD = by_example(x_BTD)
+            y_BTD, cache = block(x_BTD, train, look, known, memory_look, cache, layer, rate, real_BT)
+            return by_example(y_BTD), cache
 
         if self.remat is not None and train:
             one = linen.remat(one, policy=REMAT[self.remat], prevent_cse=not self.scan)

@@ -133,11 +133,21 @@ def check_batch(batch: PyTree, mesh: Mesh, processes: int = 1) -> int:
     return size
 
 
+def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """A function whose traces know of the mesh."""
+
+    def known(*arguments: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return known
+
+
 def distributed(step: Step, mesh: Mesh, mode: Mode, state: PyTree) -> Step:
     """A step on whole arrays, to be called under `jax.jit`, that runs in one of the three modes.
 
-    "jit" leaves the split to the compiler; "shard_map" and "pmap" run the step once a device on its own part
-    of the batch, with `core.AXIS` bound.
+    "jit" leaves the split to the compiler, and tells `jdl.core.by_example` of the mesh; "shard_map" and
+    "pmap" run the step once a device on its own part of the batch, with `core.AXIS` bound.
 
     Args:
         step: ``state, batch -> state, metrics``, metrics the same on every device.
@@ -152,7 +162,7 @@ def distributed(step: Step, mesh: Mesh, mode: Mode, state: PyTree) -> Step:
         ValueError: for an unknown mode, or a mesh that it cannot use.
     """
     if mode == "jit":
-        return step
+        return on_mesh(step, mesh)
     if mode not in ("shard_map", "pmap"):
         raise ValueError(f'mode must be "jit", "shard_map" or "pmap"; got {mode!r}')
     if mesh.axis_names != (AXIS,):

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jdl.core import FAULTS, Learner, Metrics, PyTree, Variables, add
 from jdl.train.feed import Feed, is_resident
 from jdl.train.jaxprs import equations
-from jdl.train.mesh import Mode, distributed
+from jdl.train.mesh import Mode, distributed, on_mesh
 from jdl.train.planning import put
 from jdl.train.sharding import Rule, batch_shardings, is_carry, state_shardings
 
@@ -234,11 +234,13 @@ def _total(faults: dict[str, jax.Array]) -> jax.Array:
 def _adder(learner: Learner, resident: bool, mesh: Mesh) -> Any:
     """The compiled function ``sums, variables, source, i -> sums`` with the metrics of batch i added."""
 
+    evaluate = on_mesh(learner.evaluate, mesh)
+
     @jax.jit
     def add_batch(sums: Metrics, variables: Variables, source: Any, i: Any) -> Metrics:
         batch = dict(source(i) if resident else source)
         batch = jax.lax.with_sharding_constraint(batch, batch_shardings(batch, mesh))
-        return add(sums, learner.evaluate(variables, batch, jax.random.fold_in(jax.random.key(0), i)))
+        return add(sums, evaluate(variables, batch, jax.random.fold_in(jax.random.key(0), i)))
 
     return add_batch
 

@@ -18,14 +18,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jdl.core import AXIS, CARRY, PyTree
+from jdl.core import AXIS, CARRY, WITHIN, PyTree
 
 FSDP = "fsdp"
 """Mesh axis over which parameters, gradients and optimiser state are sharded, beside the batch."""
-TENSOR = "tensor"
-"""Mesh axis over which the heads, hidden features and experts of a layer, and the vocabulary, are split."""
-SEQUENCE = "sequence"
-"""Mesh axis over which the second axis of a batch is split."""
+TENSOR, SEQUENCE = WITHIN
+"""Mesh axes over which the heads, hidden features and experts of a layer, and the vocabulary, are split, and
+over which the second axis of a batch is."""
 AXES = (AXIS, FSDP, TENSOR, SEQUENCE)
 """The axes that a text may name."""
 
@@ -193,7 +192,7 @@ def state_shardings(state: PyTree, mesh: Mesh, rules: Sequence[Rule] = ()) -> Py
 
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:
     """The axes that the examples of a batch are split over: all but ``tensor`` and ``sequence``."""
-    return tuple(name for name in mesh.axis_names if name not in (TENSOR, SEQUENCE))
+    return tuple(name for name in mesh.axis_names if name not in WITHIN)
 
 
 def batch_spec(mesh: Mesh) -> P:
