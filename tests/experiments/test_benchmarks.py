@@ -178,6 +178,7 @@ print(json.dumps([changed, before, losses(drawn["gru"]), "stablehlo.convolution"
 """
 
 
+@pytest.mark.slow
 def test_a_lever_switched_off_changes_the_program_and_not_the_numbers():
     """In a process of its own, as what is switched off stays so."""
     done = subprocess.run(
