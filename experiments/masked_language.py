@@ -63,6 +63,11 @@ class Config:
     """Largest norm of the whole gradient."""
     chunk: int = 0
     """Positions of each row whose logits are held at a time, to save memory; all when 0."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after another, to save memory."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What blocks compute again for the gradient rather than keep: nothing, all but the results of matrix
+    products, or all."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that the model computes in; parameters are float32."""
     evaluate_every: int = 0
@@ -83,6 +88,7 @@ def model(config: Config, vocab_size: int) -> models.Transformer:
         depth=config.depth,
         num_heads=config.num_heads,
         dropout=config.dropout,
+        remat=None if config.remat == "none" else config.remat,
         dtype=jnp.bfloat16 if config.dtype == "bfloat16" else None,
     )
 
@@ -108,7 +114,7 @@ def recipe(config: Config, tokenizer: data.Tokenizer) -> Learner:
         optax.clip_by_global_norm(config.clip),
         optax.adamw(rate, 0.9, 0.98, eps=1e-6, weight_decay=config.weight_decay, mask=learners.decays),
     )
-    return learners.gradient(task, tx)
+    return learners.gradient(task, tx, accumulate=config.accumulate)
 
 
 def unigram(learnt: np.ndarray, read: np.ndarray, vocab_size: int) -> float:

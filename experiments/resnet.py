@@ -57,6 +57,8 @@ class Config(images.Config):
     """Normalise and activate before each convolution, as in He et al. 2016b."""
     stochastic_depth: float = 0.0
     """Probability of dropping the last block in training; it grows from 0 along the depth."""
+    remat: bool = False
+    """Compute the inside of each block again for the gradient rather than keep it, to save memory."""
 
 
 def model(config: Config) -> models.ResNet:
@@ -66,6 +68,7 @@ def model(config: Config) -> models.ResNet:
         shortcut=config.shortcut,
         pre_activation=config.pre_activation,
         stochastic_depth=config.stochastic_depth,
+        remat=config.remat,
     )
 
 

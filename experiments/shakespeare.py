@@ -67,6 +67,11 @@ class Config:
     """Largest norm of the whole gradient."""
     chunk: int = 0
     """Positions whose logits are held at a time, to save memory; all when 0."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after another, to save memory."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What blocks compute again for the gradient rather than keep: nothing, all but the results of matrix
+    products, or all."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that the model computes in; parameters are float32."""
     sampled: int = 20
@@ -106,6 +111,7 @@ def model(config: Config, vocab_size: int) -> models.Transformer:
         use_bias=False,
         activation="gelu",
         dropout=config.dropout,
+        remat=None if config.remat == "none" else config.remat,
         dtype=jnp.bfloat16 if config.dtype == "bfloat16" else None,
     )
 
@@ -124,7 +130,8 @@ def recipe(config: Config, vocab_size: int) -> Learner:
         optax.clip_by_global_norm(config.clip),
         optax.adamw(learning_rate(config), 0.9, 0.99, weight_decay=config.weight_decay, mask=matrices),
     )
-    return learners.gradient(tasks.next_token(model(config, vocab_size), chunk=config.chunk or None), tx)
+    task = tasks.next_token(model(config, vocab_size), chunk=config.chunk or None)
+    return learners.gradient(task, tx, accumulate=config.accumulate)
 
 
 def matrices(params: PyTree) -> PyTree:

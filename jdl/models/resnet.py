@@ -173,6 +173,7 @@ class ResNet(linen.Module):
         dropout: inside pre-activation blocks, as in wide residual networks.
         stochastic_depth: probability of dropping the last block; it grows from 0 along the depth.
         zero_init: starts each block as the identity (Goyal et al. 2017, section 5.1); it needs a shortcut.
+        remat: computes the inside of each block again for the gradient rather than keep it, to save memory.
         dtype: of the computation; parameters stay float32.
 
     Raises:
@@ -199,6 +200,7 @@ class ResNet(linen.Module):
     dropout: float = 0.0
     stochastic_depth: float = 0.0
     zero_init: bool = False
+    remat: bool = False
     dtype: Any = None
 
     @linen.compact
@@ -227,9 +229,12 @@ class ResNet(linen.Module):
         """A constructor for each block, in order."""
         rates = iter(depth_rates(self.stochastic_depth, sum(self.depths)))
         own = {"dropout": self.dropout} if self.pre_activation else {"zero_init": self.zero_init}
+        block: Any = PreActivationBlock if self.pre_activation else Block
+        if self.remat:
+            block = linen.remat(block, static_argnums=(2,))
         return [
             functools.partial(
-                PreActivationBlock if self.pre_activation else Block,
+                block,
                 features=self.widths[s],
                 inner=self.inner[s] if self.inner else None,
                 stride=2 if s and not b else 1,

@@ -204,11 +204,11 @@ class Transformer(linen.Module):
         if self.head is None:
             return h
         if self.head not in ("tied", "masked"):
-            return self.last(h)
+            return by_example(self.last(h))
         if self.head == "masked":
             h = self.transform_norm(ACTIVATIONS[self.block.activation](self.transform(h)))
         h, table_VD = linen.dtypes.promote_dtype(h, self.tokens.embedding, dtype=self.dtype)
-        logits = float32_dot_general(h, table_VD, (((h.ndim - 1,), (1,)), ((), ())))
+        logits = by_example(float32_dot_general(h, table_VD, (((h.ndim - 1,), (1,)), ((), ()))))
         return (
             logits + self.head_bias.reshape((1,) * (h.ndim - 1) + (-1,)) if self.head == "masked" else logits
         )

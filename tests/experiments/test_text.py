@@ -65,6 +65,22 @@ def test_the_settings_are_those_published():
         assert round((found - extra) / 1e6, 2) == published
 
 
+@pytest.mark.parametrize("experiment", [shakespeare, masked_language])
+def test_memory_is_saved_where_asked_for(experiment):
+    tokenizer = data.train_bpe([POEM], 300, [masked_language.MASK])
+    config = experiment.Config(context=4, batch_size=4, width=8, num_heads=2, depth=1)
+    assert experiment.model(config, tokenizer.vocab_size).remat is None
+    config = dataclasses.replace(config, remat="dots", accumulate=3, dtype="bfloat16")
+    model = experiment.model(config, tokenizer.vocab_size)
+    assert (model.remat, model.dtype) == ("dots", jax.numpy.bfloat16)
+    learner = experiment.recipe(config, tokenizer if experiment is masked_language else tokenizer.vocab_size)
+    batch = {"inputs": np.zeros((4, 4), np.int32)}
+    state = jax.eval_shape(learner.init, jax.random.key(0), batch)
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {np.dtype("float32")}
+    with pytest.raises(ValueError, match="a batch of 4 cannot be accumulated in 3 equal parts"):
+        jax.eval_shape(learner.step, state, batch)
+
+
 @pytest.mark.parametrize("config", [shakespeare.Config(), shakespeare.GPU])
 def test_the_rate_is_that_of_the_peer(config):
     schedule = shakespeare.learning_rate(config)

@@ -210,3 +210,27 @@ def test_published_resnet20_scores_its_published_accuracy_on_cifar10(official_da
 
     parts = [slice(i, i + 500) for i in range(0, len(labels), 500)]
     assert sum(int(correct(images[p].astype(np.float32), labels[p])) for p in parts) == 9173
+
+
+@pytest.mark.parametrize("pre_activation", [False, True])
+def test_blocks_that_are_computed_again_give_the_same_gradient(pre_activation):
+    """Statistics and stochastic depth included, from the same variables."""
+    x = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)
+    rngs = {"dropout": jax.random.key(1)}
+    options = {"stem": "cifar", "stem_width": 4, "stochastic_depth": 0.5, "pre_activation": pre_activation}
+
+    def step(model):
+        def loss(params, variables):
+            logits, changed = model.apply(
+                {**variables, "params": params}, x, True, rngs=rngs, mutable=["batch_stats"]
+            )
+            return (logits**2).sum(), changed
+
+        return lambda variables: jax.grad(loss, has_aux=True)(variables["params"], variables)
+
+    plain, again = (ResNet((1,), (4,), num_classes=3, remat=remat, **options) for remat in (False, True))
+    variables = jax.jit(plain.init)(jax.random.key(0), x)
+    assert "remat" in str(jax.make_jaxpr(step(again))(variables))
+    assert "remat" not in str(jax.make_jaxpr(step(plain))(variables))
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    jax.tree.map(close, *(jax.jit(step(model))(variables) for model in (plain, again)))
