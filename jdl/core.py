@@ -250,6 +250,20 @@ def by_example(x: Array) -> Array:
     For the few values between layers from which the compiler works out the rest. Left alone, it may split the
     features of a gradient's way back as the parameters are, and exchange it at every layer. Where no mesh is
     known (`jdl.train.distributed` makes it so), or the batch is split by hand, it is ``x`` itself.
+
+    Args:
+        x: any array whose first axis is the batch.
+
+    Returns:
+        x, split on its first axis where that divides evenly, and on others as the compiler likes.
+
+    Example:
+        >>> x = jnp.ones((4, 2))
+        >>> by_example(x) is x
+        True
+
+    Reference:
+        Xu et al., "GSPMD: General and scalable parallelization for ML computation graphs", 2021, section 3.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(name for name in mesh.axis_names if name not in WITHIN)

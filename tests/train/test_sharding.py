@@ -11,11 +11,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jdl import models, tasks, train
+from jdl.core import by_example
 from jdl.learners import averaged, gradient
 from jdl.models.resnet import tiny as tiny_resnet
 from jdl.nn.moe import Experts
 from jdl.train.checkpoint import Checkpoints
-from jdl.train.mesh import check_batch
+from jdl.train.mesh import check_batch, on_mesh
 from jdl.train.sharding import (
     FSDP,
     SEQUENCE,
@@ -281,6 +282,24 @@ def test_batches_are_split_over_examples_and_time(devices):
         ValueError, match=r"has sequence:4, and no array .* divides by it; got {'x': \(8, 6\)}"
     ):
         check_batch({"x": np.zeros((8, 6))}, train.make_mesh("data:2,sequence:4"))
+
+
+def test_values_between_layers_are_said_to_lie_like_the_batch(devices):
+    def constraints(spec, *sizes):
+        traced = jax.make_jaxpr(on_mesh(by_example, train.make_mesh(spec)))(shape(*sizes))
+        return [
+            x.params["sharding"].spec[0] for x in traced.eqns if x.primitive.name == "sharding_constraint"
+        ]
+
+    assert constraints("data:2,fsdp:2,tensor:2", 8, 3) == [("data", FSDP)]
+    # Nothing is said of one device, of a mesh without examples, and of a number that does not divide.
+    assert constraints("data:1", 8, 3) == constraints("tensor:4", 8, 3) == constraints("data:4", 6, 3) == []
+    x = jnp.ones((8, 2))
+    assert by_example(x) is x
+    split = jax.shard_map(
+        by_example, mesh=train.make_mesh("data:8"), in_specs=P("data"), out_specs=P("data"), check_vma=False
+    )
+    assert "sharding_constraint" not in str(jax.make_jaxpr(split)(x))
 
 
 def test_fit_takes_one_text_and_rules(devices, gpt_alone):
