@@ -51,7 +51,7 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type that the model computes in; parameters are float32."""
     remat: Literal["none", "dots", "full"] = "none"
-    """What a GPT's blocks compute again for the gradient rather than keep: nothing, all but the results of
+    """What blocks compute again for the gradient rather than keep: nothing, all but the results of a GPT's
     matrix products, or all."""
     accumulate: int = 1
     """Parts that a batch is computed in, one after another, to save memory."""
@@ -71,9 +71,9 @@ def recipe(config: Config) -> Learner:
     """How the configuration trains its model."""
     dtype = jnp.bfloat16 if config.dtype == "bfloat16" else None
     if config.size == "resnet50":
-        if config.remat != "none":
-            raise ValueError("remat is a setting of a GPT's blocks; a ResNet has none")
-        task = tasks.classification(models.resnet(50))
+        if config.remat == "dots":
+            raise ValueError("a ResNet's blocks have no products to keep: remat is none or full")
+        task = tasks.classification(models.resnet(50, remat=config.remat == "full"))
         if dtype is not None:
             task = tasks.mixed_precision(task, dtype)
         tx = optax.sgd(0.1, momentum=0.9, nesterov=True)

@@ -112,7 +112,7 @@ def options(size: str, what: str, batch: int) -> Table:
     cases = [
         Case(label, "v5e:2x2", f"{base} {flags}".strip())
         for label, flags in named.items()
-        if "remat" not in flags or size != "resnet50"
+        if "dots" not in flags or size != "resnet50"
     ]
     return Table(
         f"{what}, batch {batch}, on four chips of TPU v5e, with and without what saves memory", cases
@@ -163,13 +163,14 @@ def row(case: Case, report: dict[str, Any]) -> tuple[float | None, ...]:
     )
 
 
-def estimate(name: str) -> ledger.Estimate:
-    """A table for the ledger, compiling what is not yet compiled."""
+def estimate(name: str, kept: bool = False) -> ledger.Estimate:
+    """A table for the ledger, compiling what is not yet compiled, or of those cases alone that are kept."""
     table = TABLES[name]
-    reports = {case: compiled(case) for case in table.cases}
+    reports = {case: compiled(case) for case in table.cases if case.file.is_file() or not kept}
+    missing = [case.label for case in table.cases if case not in reports]
     fitting = [r for r in reports.values() if r["fits"]]
     if not fitting:
-        raise ValueError(f"{name}: no case fits in the chips' memory")
+        raise ValueError(f"{name}: no case is compiled that fits in the chips' memory")
     return ledger.Estimate(
         name=f"estimate_{name}",
         title=table.title,
@@ -181,7 +182,8 @@ def estimate(name: str) -> ledger.Estimate:
         command=f"python -m experiments.scaling_tables {name} --record",
         compiler=fitting[0]["versions"],
         date=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        note=f"Peak rates: {fitting[0]['programs']['train']['chip']['source']}.",
+        note=f"Peak rates: {fitting[0]['programs']['train']['chip']['source']}."
+        + (f" Not compiled yet: {'; '.join(missing)}." if missing else ""),
     )
 
 
@@ -205,12 +207,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("tables", nargs="*", help=f"of {', '.join(TABLES)}; all when none is named")
     parser.add_argument("--record", action="store_true", help="write the tables into the ledger")
+    parser.add_argument("--kept", action="store_true", help="compile nothing: only the cases that are kept")
     asked = parser.parse_args(arguments)
     unknown = sorted(set(asked.tables) - set(TABLES))
     if unknown:
         parser.error(f"no table is called {', '.join(unknown)}: there are {', '.join(TABLES)}")
     for name in asked.tables or TABLES:
-        entry = estimate(name)
+        entry = estimate(name, asked.kept)
         print("\n".join(lines(entry)), flush=True)
         if asked.record:
             print(f"recorded in {ledger.record(entry)}; python -m experiments.ledger renders it")

@@ -77,7 +77,9 @@ def test_weak_scaling_keeps_the_windows_a_chip_and_strong_scaling_the_batch() ->
     assert {"v5e:16x16", "v5p:8x8x16"} <= largest
 
 
-def test_a_table_holds_what_was_reported_and_what_did_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_holds_what_was_reported_and_what_did_not_fit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     program = {
         "memory": {"total": 2**31, "temporaries": 2**30},
         "flops": {"bfloat16": 3e15, "float32": 1e15},
@@ -97,6 +99,17 @@ def test_a_table_holds_what_was_reported_and_what_did_not_fit(monkeypatch: pytes
     assert entry.rows["strong, v5e:8x8"] == (64, 256, 32.0, *[None] * 7)
     assert entry.notes["strong, v5e:8x8"] == "does not fit"
     assert "Utilisation at most (%) 25" in "\n".join(scaling_tables.lines(entry))
+    assert "Not compiled" not in entry.note
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="no case is compiled"):
+        scaling_tables.estimate("gpt_7b_v5e", kept=True)
+    first, *others = scaling_tables.TABLES["gpt_7b_v5e"].cases
+    first.file.parent.mkdir(parents=True)
+    first.file.touch()
+    entry = scaling_tables.estimate("gpt_7b_v5e", kept=True)
+    assert list(entry.rows) == [first.label]
+    assert entry.note.endswith(f"Not compiled yet: {'; '.join(case.label for case in others)}.")
 
 
 def test_a_case_is_compiled_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -124,8 +137,8 @@ def test_a_step_is_planned_and_run(
     assert fitted.step == 2
     assert fitted.cost.params == params
     assert "124M: predicted at least" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="a ResNet has none"):
-        scaling.recipe(dataclasses.replace(config, size="resnet50"))
+    with pytest.raises(ValueError, match="remat is none or full"):
+        scaling.recipe(dataclasses.replace(config, size="resnet50", remat="dots"))
     pixels, _ = scaling.batches(scaling.Config(size="resnet50", batch_size=2, side=8))
     assert pixels(0)["inputs"].shape == (2, 8, 8, 3)
     assert (pixels(0)["inputs"] != pixels(1)["inputs"]).all()
