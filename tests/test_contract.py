@@ -22,8 +22,8 @@ from jax import export
 from jdl import learners, models, tasks
 from jdl.core import FAULTS, Learner, Task, objective, summarize
 from jdl.models import MLP, gan, mlp
-from jdl.train.checkpoint import Checkpoints
 from jdl.train import batch_sharding, distributed, make_mesh, state_shardings
+from jdl.train.checkpoint import Checkpoints
 from tests.compiling import jit
 
 # Which makers of tasks take the models of a file. A file whose core another has whole has none.
