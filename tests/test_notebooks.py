@@ -101,6 +101,8 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
 def test_saved_outputs_are_of_the_code_beside_them(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
+    if not outputs(notebook):
+        pytest.skip(f"it was not run since its code changed: python docs/notebooks.py {path.stem}")
     assert notebooks.is_current(notebook), f"python docs/notebooks.py {path.stem}"
     assert [cell.execution_count for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
     assert notebook.metadata["jdl"]["cpu_seconds"] < 2 * 600
