@@ -30,7 +30,7 @@ class Execution:
     """Folder of the run: made if missing, gone on with if it holds a run with the same settings. A new one
     under runs/ when empty."""
     mesh: str = ""
-    """Devices, such as "data:4" or "data:2,fsdp:2"; all of them when empty."""
+    """Devices, such as "data:4" or "data:2,fsdp:2,tensor:2" (also "sequence"); all along data when empty."""
     mode: train.Mode = "jit"
     """How the devices share the work: jit (the compiler splits it), shard_map or pmap."""
     tensorboard: bool = False

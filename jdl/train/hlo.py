@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 BYTES = {"pred": 1, "token": 0, "opaque": 0, "c64": 8, "c128": 16}
@@ -61,6 +61,33 @@ def size(shape: str) -> int:
         0
     """
     return sum(_array_size(*found.groups(default="")) for found in _ARRAY.finditer(shape))
+
+
+def contents(shape: str) -> int:
+    """Bytes of the numbers in a shape, wherever and however they lie.
+
+    Example:
+        >>> contents("(f32[4,100]{1,0:T(8,128)S(1)}, bf16[7]{0})")
+        1614
+    """
+    return sum(_array_size(dtype, dims, "") for dtype, dims, _ in _ARRAY.findall(shape))
+
+
+def entries(shape: str) -> list[str]:
+    """The shapes in a tuple's.
+
+    Example:
+        >>> entries("((f32[2,3]{1,0}, s32[]), bf16[7]{0})")
+        ['(f32[2,3]{1,0}, s32[])', 'bf16[7]{0}']
+    """
+    found, depth = [""], 0
+    for character in shape[1:-1]:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            found.append("")
+        else:
+            found[-1] += character
+    return [each.strip() for each in found]
 
 
 def _array_size(dtype: str, dims: str, layout: str) -> int:
@@ -126,8 +153,8 @@ def _executed(
 ) -> Iterator[tuple[Operation, Computation, int]]:
     for operation in computations[name].values():
         if operation.kind == "while":
-            turns = times * _turns(operation, computations)
-            yield from _executed(computations, operation.called("body") or "", turns)
+            turns_in_all = times * turns(operation, computations)
+            yield from _executed(computations, operation.called("body") or "", turns_in_all)
         elif operation.kind == "conditional":
             # Branches differ little, or are the rare and the empty one: the one that moves most counts.
             listed = re.search(r"branch_computations=\{([^}]*)\}", operation.attributes)
@@ -145,7 +172,7 @@ def _executed(
             yield operation, computations[name], times
 
 
-def _turns(operation: Operation, computations: dict[str, Computation]) -> int:
+def turns(operation: Operation, computations: Mapping[str, Computation]) -> int:
     """How often a loop runs: what the compiler says, or its counter is compared with; 1 where unknown."""
     said = re.search(r'"?known_trip_count"?:\{"?n"?:"?(\d+)', operation.attributes)
     if said:
