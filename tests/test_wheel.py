@@ -49,9 +49,11 @@ def test_the_name_and_extra_of_the_install_cell_exist(wheel):
         install = next(
             cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"
         ).source
-        name, extra = re.search(r'"([\w-]+)\[(\w+)\] @ git\+', install).groups()
+        name, extra = re.search(r'"([\w-]+)\[(\w+)[^"]*\] @ git\+', install).groups()
         assert metadata["Name"] == name
-        assert extra in metadata.get_all("Provides-Extra")
+        extras = {extra, *re.findall(r'",(\w+)"', install)}
+        assert len(extras) == 3, "of every device, and those of a GPU and a TPU"
+        assert extras <= set(metadata.get_all("Provides-Extra"))
 
 
 def test_it_runs_without_the_checkout(wheel, tmp_path):
