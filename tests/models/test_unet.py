@@ -64,9 +64,9 @@ class Projected:
         return (y * self.weights[None, :, :, None]).sum((1, 2))
 
 
-# Batch statistics of the lowest maps are those of few numbers: images of 16x16 leave a pixel each. In maps
-# that large some activations are so near zero that rounding, which differs from run to run, decides which side
-# they are on, and each moves a gradient by some thousandths; a wrong formula moves it by a tenth and more.
+# Batch statistics of the lowest maps are those of few numbers: images of 16x16 leave a pixel each. In larger
+# maps some activations are so near zero that rounding, which differs from run to run, decides which side they
+# are on, and each moves a gradient by some thousandths; a wrong formula moves it by a tenth and more.
 @pytest.mark.parametrize(("size", "train"), [(16, False), (48, True)])
 def test_equals_torch(torch, size, train):
     module = UNet(3, width=2, norm=True)
