@@ -142,15 +142,10 @@ def _until_closed(text: str) -> tuple[str, str]:
     return text, ""
 
 
-def executed(text: str) -> Iterator[tuple[Operation, Computation, int]]:
-    """Every operation that runs outside of a fusion, the computation it is in, and how often it runs."""
-    computations, entry = parse(text)
-    yield from _executed(computations, entry, 1)
-
-
 def _executed(
     computations: dict[str, Computation], name: str, times: int
 ) -> Iterator[tuple[Operation, Computation, int]]:
+    """Every operation that runs outside of a fusion, the computation it is in, and how often it runs."""
     for operation in computations[name].values():
         if operation.kind == "while":
             turns_in_all = times * turns(operation, computations)
