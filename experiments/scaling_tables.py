@@ -32,6 +32,9 @@ GPTS = {"124m": "124M", "1500m": "1.5B", "7b": "7B"}
 A_CHIP = 16
 """Windows of 1,024 tokens a chip in weak scaling; strong scaling has the batch of the smallest topology."""
 
+SHARDS = 64
+"""Chips that share one copy of the larger models: more would not divide their widths (1,600 and 4,096)."""
+
 COLUMNS = (
     "Chips",
     "Batch",
@@ -56,7 +59,7 @@ class Case(NamedTuple):
     @property
     def file(self) -> Path:
         """Where its report is kept."""
-        words = f"{self.topology} {self.flags}".replace("--", "").replace(":", "_").split()
+        words = f"{self.topology} {self.flags}".replace("--", "").replace(":", "_").replace(",", "_").split()
         return FOLDER / f"{'-'.join(words)}.json"
 
 
@@ -80,21 +83,34 @@ def chips(topology: str) -> int:
     return count
 
 
+def mesh(size: str, n: int) -> str:
+    """How a model is spread over so many chips: whole in each when it is small, else sharded over some.
+
+    Example:
+        >>> mesh("124M", 256), mesh("7B", 16), mesh("7B", 256)
+        ('data:256', 'fsdp:16', 'data:4,fsdp:64')
+    """
+    if size == "124M":
+        return f"data:{n}"
+    return f"fsdp:{n}" if n <= SHARDS else f"data:{n // SHARDS},fsdp:{SHARDS}"
+
+
 def scaling(size: str, chip: str) -> Table:
     """Weak and strong scaling of a GPT over the topologies of a chip."""
     topologies = [f"{chip}:{shape}" for shape in CHIPS[chip]]
     smallest = A_CHIP * chips(topologies[0])
-    axis = "data" if size == "124M" else "fsdp"
     cases = []
     for kind in ("weak", "strong"):
         for topology in topologies if kind == "weak" else topologies[1:]:
             n = chips(topology)
             batch = A_CHIP * n if kind == "weak" else smallest
-            flags = f"--size {size} --batch-size {batch} --remat full --mesh {axis}:{n}"
+            flags = f"--size {size} --batch-size {batch} --remat full --mesh {mesh(size, n)}"
             label = "weak and strong" if batch == smallest and kind == "weak" else kind
             cases.append(Case(f"{label}, {topology}", topology, flags))
-    kind = "sharded over all chips" if axis == "fsdp" else "the batch split over all chips"
-    return Table(f"GPT of {size} parameters on TPU {chip}, bfloat16, blocks rematerialised, {kind}", cases)
+    kind = "the batch split" if size == "124M" else f"sharded over {SHARDS} chips at most, the batch split"
+    return Table(
+        f"GPT of {size} parameters on TPU {chip}, bfloat16, blocks rematerialised, {kind} over all", cases
+    )
 
 
 def options(size: str, what: str, batch: int) -> Table:
@@ -120,9 +136,9 @@ def options(size: str, what: str, batch: int) -> Table:
 
 
 TABLES = {
-    **{f"gpt_{name}_{chip}": scaling(size, chip) for chip in CHIPS for name, size in GPTS.items()},
     "gpt_124m_options": options("124M", "GPT-2 of 124M parameters, 1,024 tokens", 32),
     "resnet50_options": options("resnet50", "ResNet-50, 224x224 images", 512),
+    **{f"gpt_{name}_{chip}": scaling(size, chip) for chip in CHIPS for name, size in GPTS.items()},
 }
 
 

@@ -244,6 +244,11 @@ def local_key(key: Array) -> Array:
     return jax.random.fold_in(key, jax.lax.axis_index(AXIS)) if axis_is_bound() else key
 
 
+def batch_axes(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> tuple[str, ...]:
+    """The axes that the examples of a batch are split over: all but ``tensor`` and ``sequence``."""
+    return tuple(name for name in mesh.axis_names if name not in WITHIN)
+
+
 def by_example(x: Array) -> Array:
     """x [B, ...], with the word to the compiler that its examples lie where the batch's do.
 
@@ -266,7 +271,7 @@ def by_example(x: Array) -> Array:
         Xu et al., "GSPMD: General and scalable parallelization for ML computation graphs", 2021, section 3.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(name for name in mesh.axis_names if name not in WITHIN)
+    axes = batch_axes(mesh)
     parts = math.prod(mesh.shape[name] for name in axes)
     if parts == 1 or x.shape[0] % parts or axis_is_bound():
         return x

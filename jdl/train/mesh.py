@@ -14,8 +14,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from jdl.core import AXIS, PyTree
-from jdl.train.sharding import AXES, FSDP, SEQUENCE, TENSOR, batch_axes, path_of, state_specs
+from jdl.core import AXIS, PyTree, batch_axes
+from jdl.train.sharding import AXES, FSDP, SEQUENCE, TENSOR, path_of, state_specs
 
 Mode = Literal["jit", "shard_map", "pmap"]
 Step = Callable[[PyTree, Any], tuple[PyTree, PyTree]]

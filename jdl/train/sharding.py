@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jdl.core import AXIS, CARRY, WITHIN, PyTree
+from jdl.core import AXIS, CARRY, WITHIN, PyTree, batch_axes
 
 FSDP = "fsdp"
 """Mesh axis over which parameters, gradients and optimiser state are sharded, beside the batch."""
@@ -188,11 +188,6 @@ def is_carry(path: Any) -> bool:
 def state_shardings(state: PyTree, mesh: Mesh, rules: Sequence[Rule] = ()) -> PyTree:
     """`state_specs` as shardings."""
     return _shardings(state_specs(state, mesh, rules), mesh)
-
-
-def batch_axes(mesh: Mesh) -> tuple[str, ...]:
-    """The axes that the examples of a batch are split over: all but ``tensor`` and ``sequence``."""
-    return tuple(name for name in mesh.axis_names if name not in WITHIN)
 
 
 def batch_spec(mesh: Mesh) -> P:
