@@ -93,6 +93,8 @@ def run(
         # Nothing here is to be asked for but processors: the program is for devices that are elsewhere.
         jax.config.update("jax_platforms", "cpu")
         devices = train.topology(topology)
+    else:
+        train.prepare()
     config = parse(module, flags)
     report: dict[str, Any] = {
         "experiment": module.__name__,

@@ -8,7 +8,8 @@ Workloads: mlp, lenet, resnet18, resnet20, mobilenet_v2, vit, unet, lstm, gru, g
 step beside the peers); decoding (a GPT that writes with a cache, one row and many at once), overhead (the
 loop of fit over its compiled step), feeding (whether reading photographs keeps up with training on them),
 startup (process start to first step of an experiment), lenet_job, cifar_job, gpt_job (seconds to a target of
-quality, each run once a seed), growth (time and memory as the work grows).
+quality, each run once a seed), growth (time and memory as the work grows), meshes (a GPT's step on one device
+and on eight made of the same cores), predicted (what is said of steps before the first, and what they take).
 
 Peers that are not installed are left out, and said so. Each contender is a warm process of its own; they take
 turns in short blocks, and blocks in which other programs ran are thrown away.
@@ -29,7 +30,7 @@ from typing import Any
 import jax
 
 from experiments import ledger
-from experiments.benchmarks import decoding, feeding, growth, jobs, levers, report, startup
+from experiments.benchmarks import decoding, feeding, growth, jobs, levers, predicted, report, startup
 from experiments.benchmarks.contenders import TWO, command
 from experiments.benchmarks.harness import Block, Worker, check_equal, started, take_turns
 from experiments.benchmarks.workloads import OVERHEAD, WORKLOADS, draw, write
@@ -43,6 +44,9 @@ PEERS = {
     "equinox": "equinox",
 }
 """Peers, and the packages that they need."""
+FAKE, ONE = 8, "data:1"
+MESHES = ("data:8", "fsdp:8", "data:4,fsdp:2", "data:4,tensor:2", "data:2,fsdp:2,tensor:2", "sequence:8")
+"""How eight devices split a step."""
 Commands = list[tuple[list[str], dict[str, str]]]
 MEBIBYTE = 2**20
 FIRST_COLD, FIRST_WARM = "first step, cold, s", "first step, warm, s"
@@ -332,6 +336,48 @@ def measure_job(name: str, options: argparse.Namespace) -> list[ledger.Benchmark
     ]
 
 
+def measure_meshes(name: str, options: argparse.Namespace) -> list[ledger.Benchmark]:
+    """What it costs that the same cores play several devices, by how those split the work."""
+    workload = WORKLOADS["gpt"]
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={FAKE}"}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write(draw(workload), folder)
+        commands: Commands = [
+            (command("gpt", f"mesh-{mesh}", folder), {} if mesh == ONE else flags) for mesh in (ONE, *MESHES)
+        ]
+        seconds, more = _measured(commands, options, workload.tolerance)
+    note = f"{FAKE} devices that XLA makes of the same cores, which share them: what the splitting costs. "
+    return [
+        report.entry(
+            "gpt_meshes",
+            f"{workload.title}: one device, and {FAKE} on the same cores",
+            "time of a step",
+            "ms",
+            seconds,
+            options.command,
+            note + _kept(options),
+            more=more,
+        )
+    ]
+
+
+def measure_predicted(name: str, options: argparse.Namespace) -> list[ledger.Benchmark]:
+    """What a step was predicted to cost on this machine, and what it took."""
+    found = {label: predicted.measure(each) for each, label in predicted.SUBJECTS.items()}
+    times = {label: milliseconds for label, (milliseconds, _) in found.items()}
+    more = {label: figures for label, (_, figures) in found.items()}
+    note = (
+        "Predicted: the figures beside the time. The least time is that of the operations and the traffic of "
+        "memory at rates measured here by one large product and one copy; memory is the compiler's."
+    )
+    return [
+        report.entry(
+            f"{name}_steps", predicted.TITLE, "time of a step", "ms", times, options.command, note, more=more
+        )
+    ]
+
+
 def measure_growth(name: str, options: argparse.Namespace) -> list[ledger.Benchmark]:
     """Time and memory of a step against what makes it larger, with fitted and expected exponents."""
     del name
@@ -356,6 +402,8 @@ OTHERS: dict[str, Any] = {
     "startup": measure_startup,
     **dict.fromkeys(jobs.JOBS, measure_job),
     "growth": measure_growth,
+    "meshes": measure_meshes,
+    "predicted": measure_predicted,
 }
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,7 +31,13 @@ def _batches(given: Given) -> Any:
 
 
 def jdl_steps(
-    given: Given, several: bool | None = None, *, bare: bool = False, devices: int = 1, label: str = ""
+    given: Given,
+    several: bool | None = None,
+    *,
+    bare: bool = False,
+    mesh: str = "data:1",
+    mode: Literal["jit", "shard_map"] = "jit",
+    label: str = "",
 ) -> Contender:
     """The compiled step of `jdl.train.fit`, called as `fit` calls it.
 
@@ -39,7 +45,8 @@ def jdl_steps(
         given: weights and data.
         several: whether a dispatch holds several steps; None as `fit` chooses, False or True.
         bare: only send the steps, and do not look at what they came to.
-        devices: how many share the batch, by `jax.shard_map` where there are several.
+        mesh: the devices, and what they share.
+        mode: who splits the work between them.
         label: what tables call it, where that does not follow from the others.
     """
     from jdl import train
@@ -47,12 +54,10 @@ def jdl_steps(
     train.prepare()
     if given.workload.kind == "inference":
         return jdl_predict(given, label or _named("jdl"))
-    run = Run(given.workload.learner(), _batches(given), several, f"data:{devices}")
+    run = Run(given.workload.learner(), _batches(given), several, mesh, mode)
     losses, first_step = first_losses(run.first)
     how = "several steps a dispatch" if run.program.steps_at_once else "one step a dispatch"
     found = "jdl" if several is None else f"jdl, {how}"
-    if devices > 1:
-        found = f"jdl, {devices} devices"
     if bare:
         found = f"its compiled step alone, {how}"
     parameters = sum(x.size for name, x in given.weights.items() if not _is_statistic(name))
@@ -149,7 +154,9 @@ CONTENDERS: dict[str, Callable[[Given], Contender]] = {
     "jdl": jdl_steps,
     "jdl-one": lambda given: jdl_steps(given, False),
     "jdl-several": lambda given: jdl_steps(given, True),
-    "jdl-devices": lambda given: jdl_steps(given, devices=TWO),
+    "jdl-devices": lambda given: jdl_steps(
+        given, mesh=f"data:{TWO}", mode="shard_map", label=f"jdl, {TWO} devices"
+    ),
     "jdl-runs": jdl_runs,
     "bare-one": lambda given: jdl_steps(given, False, bare=True),
     "bare-several": lambda given: jdl_steps(given, True, bare=True),
@@ -164,7 +171,10 @@ CONTENDERS: dict[str, Callable[[Given], Contender]] = {
 
 
 def contender(name: str, given: Given) -> Contender:
-    """A contender by name; "jdl-without-LEVER" is jdl with a lever switched off (`levers`)."""
+    """A contender by name: "jdl-without-LEVER" is jdl without one of `levers`, "mesh-SPEC" jdl on a mesh."""
+    _, is_mesh, mesh = name.partition("mesh-")
+    if is_mesh:
+        return jdl_steps(given, mesh=mesh, label="jdl" if mesh == "data:1" else f"jdl, {mesh}")
     _, without, lever = name.partition("jdl-without-")
     if not without:
         return CONTENDERS[name](given)

@@ -9,7 +9,11 @@ import numpy as np
 
 
 def program_of(
-    learner: Any, batches: Any, several: bool | None = None, mesh: str = "data:1"
+    learner: Any,
+    batches: Any,
+    several: bool | None = None,
+    mesh: str = "data:1",
+    mode: Literal["jit", "shard_map"] = "jit",
 ) -> tuple[Any, Any]:
     """The program that `fit` makes of a learner, not yet compiled.
 
@@ -17,7 +21,8 @@ def program_of(
         learner: what to run.
         batches: batches by step; those that live on the device are put there.
         several: whether a dispatch holds several steps; None as `fit` chooses.
-        mesh: the devices; several share the batch by `jax.shard_map`, unless they share the state too.
+        mesh: the devices, and what they share.
+        mode: who splits the work between them.
 
     Returns:
         The `jdl.train.program.Program`, and what its ``advance`` takes: the batches, or the first of them.
@@ -30,7 +35,6 @@ def program_of(
     from jdl.train.program import build, first_batch
 
     devices = make_mesh(mesh)
-    mode: Literal["jit", "shard_map"] = "shard_map" if devices.size > 1 and "fsdp" not in mesh else "jit"
     if is_resident(batches):
         batches = jax.device_put(batches, NamedSharding(devices, PartitionSpec()))
     first = place(first_batch(batches), devices)
@@ -45,11 +49,19 @@ class Run:
         learner: what to run.
         batches: resident batches.
         several: whether a dispatch holds several steps; None as `fit` chooses.
-        mesh: the devices.
+        mesh: the devices, and what they share.
+        mode: who splits the work between them.
     """
 
-    def __init__(self, learner: Any, batches: Any, several: bool | None = None, mesh: str = "data:1") -> None:
-        self.program, self.batches = program_of(learner, batches, several, mesh)
+    def __init__(
+        self,
+        learner: Any,
+        batches: Any,
+        several: bool | None = None,
+        mesh: str = "data:1",
+        mode: Literal["jit", "shard_map"] = "jit",
+    ) -> None:
+        self.program, self.batches = program_of(learner, batches, several, mesh, mode)
         self.state = self.program.init()
         self.position, self.seconds_a_step = 0, 1.0
 

@@ -12,7 +12,7 @@ import pytest
 
 from experiments import ledger
 from experiments.benchmarks import __main__ as command_line
-from experiments.benchmarks import contenders, harness, levers, torch_peer, workloads
+from experiments.benchmarks import contenders, harness, levers, predicted, torch_peer, workloads
 from experiments.benchmarks.__main__ import main
 
 # As a user runs it: without the fake devices and the strictness of the tests.
@@ -233,6 +233,29 @@ def test_a_measurement_is_printed_written_and_drawn(tmp_path, monkeypatch, capsy
         assert 0 < row.more[command_line.BUSY] <= 1.05
         assert 0 < row.more[command_line.FIRST_WARM] < 600
         assert 0 < row.more[command_line.FIRST_COLD] < 600
+
+
+@pytest.mark.slow
+def test_eight_devices_compute_what_one_does(given):
+    flags = {**PLAIN, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    meshes = ("data:1", "data:8", "data:2,fsdp:2,tensor:2")
+    given_commands = [(contenders.command("overhead", f"mesh-{mesh}", given), flags) for mesh in meshes]
+    with harness.started(given_commands) as workers:
+        harness.check_equal(workers)
+        assert [worker.label for worker in workers] == ["jdl", "jdl, data:8", "jdl, data:2,fsdp:2,tensor:2"]
+
+
+@pytest.mark.slow
+def test_a_step_is_predicted_and_measured():
+    milliseconds, figures = predicted.measure("mlp", repeats=1, steps=4)
+    assert len(milliseconds) == 1
+    # 64-300-100-10 on 64 rows: forward, gradients of all weights, gradients of all inputs but the first.
+    weights, hidden = 64 * 300 + 300 * 100 + 100 * 10, 300 * 100 + 100 * 10
+    assert figures["GFLOP"] == pytest.approx(2e-9 * 64 * (2 * weights + hidden), rel=1e-2)
+    assert 0 < figures["at least, ms"] <= figures["without overlap, ms"]
+    assert 0 < figures["share of the peak reached, %"] < 150
+    with pytest.raises(RuntimeError, match="no experiment is called"):
+        predicted.measure("nothing", repeats=1)
 
 
 @pytest.mark.parametrize("arguments", [["lent"], ["mlp", "--peers", "caffe"]])
