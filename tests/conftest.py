@@ -85,9 +85,13 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_programs() -> Iterator[None]:
-    """Frees what a module compiled, which would otherwise add up to gigabytes over a run."""
+    """Frees what a module compiled, which would otherwise add up to gigabytes over a run.
+
+    And keeps compiled programs again, which a mesh of several devices ends.
+    """
     yield
     jax.clear_caches()
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @pytest.fixture(scope="session")

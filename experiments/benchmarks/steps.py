@@ -61,16 +61,22 @@ class Run:
         mesh: str = "data:1",
         mode: Literal["jit", "shard_map"] = "jit",
     ) -> None:
+        import jax
+
         self.program, self.batches = program_of(learner, batches, several, mesh, mode)
-        self.state = self.program.init()
+        self.state = jax.block_until_ready(self.program.init())
         self.position, self.seconds_a_step = 0, 1.0
 
     def first(self, step: int) -> list[float]:
         """The losses of one of the first steps: of a GAN two."""
+        import jax
+
         from jdl.core import summarize
 
         program = self.program
-        self.state, sums, _ = program.advance(self.state, program.zeros, self.batches, step, step + 1)
+        self.state, sums, _ = jax.block_until_ready(
+            program.advance(self.state, program.zeros, self.batches, step, step + 1)
+        )
         self.position = step + 1
         found = summarize(sums)
         names = ["loss"] if "loss" in found else ["discriminator_loss", "generator_loss"]
@@ -92,7 +98,9 @@ class Run:
         while self.position < stop:
             end = min(self.position + at_once, stop)
             self.state, sums, found = program.advance(self.state, sums, self.batches, self.position, end)
-            if before is not None and not bare:
+            if program.in_turn:
+                jax.block_until_ready(found)
+            elif before is not None and not bare:
                 int(before.step)
             before, self.position = found, end
         jax.block_until_ready(self.state)

@@ -25,6 +25,8 @@ def make_mesh(spec: str | Mesh | None = None, devices: Sequence[Any] | None = No
     """A mesh from a text such as ``"data:2,fsdp:2,tensor:2"``; one size may be -1 for all devices left.
 
     On a TPU the axes follow its network where they can; neighbours along the last axes named are nearest.
+    Several CPU devices end the writing of compiled programs to JAX's cache, from which they would come back
+    broken.
 
     Args:
         spec: the text, with any of the axes ``data``, ``fsdp``, ``tensor`` and ``sequence``
@@ -45,7 +47,7 @@ def make_mesh(spec: str | Mesh | None = None, devices: Sequence[Any] | None = No
     """
     if isinstance(spec, Mesh):
         is_automatic = all(kind == AxisType.Auto for kind in spec.axis_types)
-        return _apart(spec if is_automatic else _automatic(spec.devices, spec.axis_names))
+        return _usable(spec if is_automatic else _automatic(spec.devices, spec.axis_names))
     devices = jax.devices() if devices is None else devices
     available = len(devices)
     sizes: dict[str, int] = {}
@@ -64,7 +66,7 @@ def make_mesh(spec: str | Mesh | None = None, devices: Sequence[Any] | None = No
         raise ValueError(
             f"mesh {spec!r} needs {needed} devices; {available} {devices[0].platform} devices are there"
         )
-    return _apart(_laid_out(tuple(sizes.values()), tuple(sizes), list(devices[:needed])))
+    return _usable(_laid_out(tuple(sizes.values()), tuple(sizes), list(devices[:needed])))
 
 
 def _automatic(devices: Any, names: tuple[str, ...]) -> Mesh:
@@ -90,12 +92,18 @@ def _are_apart(mesh: Mesh) -> bool:
     return bool((owners.min(axis=tuple(whole)) == owners.max(axis=tuple(whole))).all())
 
 
-def _apart(mesh: Mesh) -> Mesh:
+def _usable(mesh: Mesh) -> Mesh:
+    """The mesh, once it is known that its devices can work together."""
     if jax.process_count() > 1 and not _are_apart(mesh):
         raise ValueError(
             f"the axes {TENSOR} and {SEQUENCE} must lie within one process, since each reads examples of its "
             f"own: name them last, and no larger than its devices; got {dict(mesh.shape)}"
         )
+    if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+        # XLA:CPU (jaxlib 0.10 to 0.12) forgets the order of a program's collectives when it reads the program
+        # from the compilation cache, and its devices may then wait for one another for ever. From here on,
+        # this process writes no program there, so that none can be read.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
     return mesh
 
 

@@ -1,5 +1,7 @@
 """Meshes are read from texts, states are laid on them by shape, and every mode equals one device."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +50,26 @@ def test_texts_that_cannot_be_read_are_refused(text):
 def test_more_devices_than_there_are_are_refused(devices):
     with pytest.raises(ValueError, match=r"mesh 'data:4,fsdp:4' needs 16 devices; 8 cpu devices are there"):
         make_mesh("data:4,fsdp:4")
+
+
+def test_programs_of_several_cpu_devices_are_not_kept(devices):
+    """Their collectives come back from the cache without their order, and wait for one another for ever."""
+
+    def only_one_device(x):
+        return x.sum()
+
+    def eight_devices(x):
+        return x.sum()
+
+    kept = Path(jax.config.jax_compilation_cache_dir)
+    x = jnp.arange(24.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    one = make_mesh("data:1")
+    jax.jit(only_one_device)(jax.device_put(x, batch_sharding(one)))
+    assert list(kept.glob("*only_one_device*"))
+    eight = make_mesh("data:8")
+    assert jax.jit(eight_devices)(jax.device_put(x, batch_sharding(eight))) == x.sum()
+    assert not list(kept.glob("*eight_devices*"))
 
 
 def test_check_batch_counts_examples(devices):
