@@ -81,11 +81,13 @@ QUIETLY = {
 EXAMPLES = ("v5e:1x1", "v5e:2x4", "v5e:16x16", "v6e:2x4", "v5p:2x2x1", "v5p:8x8x16", "v4:2x2x1")
 
 
-def chip_of(device: Any) -> Chip:
+def chip_of(device: Any, sharing: int = 1) -> Chip:
     """What a device can do at best: as listed, or measured, in a moment, where it is here and unlisted.
 
     Args:
         device: a device, or one of a topology.
+        sharing: how many devices of a program share the machine, where they are CPUs: each has its part of
+            the rates and of the memory.
 
     Raises:
         ValueError: for a device that is neither listed nor here.
@@ -94,44 +96,47 @@ def chip_of(device: Any) -> Chip:
     if kind not in CHIPS:
         if device.platform == "tpu":
             raise ValueError(f"no peak rates are known of the device {kind!r}; known are {', '.join(CHIPS)}")
-        return measured(device.platform)
+        chip = measured(device.platform)
+        return _part(chip, 1 / sharing) if device.platform == "cpu" else chip
     chip = CHIPS[kind]
     cores = CORES.get(kind, 1)
     share = min(1.0, getattr(device, "num_cores", cores) / cores)
     if share < 1:
-        rates = {name: share * getattr(chip, name) for name in Chip._fields if name not in ("name", "source")}
-        chip = chip._replace(name=f"{chip.name} core", **rates)
+        chip = _part(chip, share)._replace(name=f"{chip.name} core")
     with suppress(Exception):  # a device of a topology has no memory to ask
         chip = chip._replace(memory=device.memory_stats()["bytes_limit"])
     return chip
 
 
+def _part(chip: Chip, share: float) -> Chip:
+    """A part of a chip: its share of the rates and of the memory."""
+    return chip._replace(
+        flops=share * chip.flops,
+        flops_float32=share * chip.flops_float32,
+        bandwidth=share * chip.bandwidth,
+        memory=share * chip.memory,
+        interconnect=share * chip.interconnect,
+    )
+
+
 @functools.cache
 def measured(platform: str) -> Chip:
-    """A device of this machine by what it does: one large product, and one pass over a large array.
-
-    CPU devices of one process share the machine: each has its part of the rates and of the memory.
-    """
+    """A device of this machine by what it does: one large product, and one pass over a large array."""
     is_cpu = platform == "cpu"
     n, length = (1024, 2**23) if is_cpu else (4096, 2**28)
     device = jax.local_devices(backend=platform)[0]
-    share = 1 / jax.local_device_count(platform) if is_cpu else 1.0
     with jax.default_device(device):
         product = jax.jit(lambda x: x @ x / n, donate_argnums=0)
         dtypes = (jnp.float32,) if is_cpu else (jnp.bfloat16, jnp.float32)
-        rates = [share * 2 * n**3 / _seconds(product, jnp.ones((n, n), dtype)) for dtype in dtypes]
-        bandwidth = (
-            share
-            * 8
-            * length
-            / _seconds(jax.jit(lambda x: x + 1, donate_argnums=0), jnp.ones(length, jnp.float32))
-        )
+        rates = [2 * n**3 / _seconds(product, jnp.ones((n, n), dtype)) for dtype in dtypes]
+        copied = _seconds(jax.jit(lambda x: x + 1, donate_argnums=0), jnp.ones(length, jnp.float32))
+        bandwidth = 8 * length / copied
     return Chip(
         name=device.device_kind,
         flops=rates[0],
         flops_float32=rates[-1],
         bandwidth=bandwidth,
-        memory=share * _memory(device),
+        memory=_memory(device),
         interconnect=bandwidth if is_cpu else 0.0,
         source="measured here: a product and a copy",
     )

@@ -128,9 +128,10 @@ class Cost(NamedTuple):
         return (
             f"{self.params:,} parameters; a step is {si(sum(self.flops.values()))}FLOP, needs "
             f"{gib(self.memory.total)} of {gib(self.chip.memory)} a device, and takes at least "
-            f"{duration(self.seconds)} ({self.chip.name}{each}; {self.bound} at the peak rate "
+            f"{duration(self.seconds)}, {duration(sum(self.parts.values()))} if nothing overlaps "
+            f"({self.chip.name}{each}; {self.bound} at the peak rate "
             f"{'measured here' if 'measured' in self.chip.source else 'of the data sheet'})"
-            + (f"; {steps:,} steps {duration(steps * self.seconds)}" if steps > 1 else "")
+            + (f"; {steps:,} steps at least {duration(steps * self.seconds)}" if steps > 1 else "")
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -174,6 +175,10 @@ class Cost(NamedTuple):
         return "\n".join(lines)
 
 
+MOST_PARTS = 1024
+"""A batch that must be cut into more to fit is not what is too large."""
+
+
 class DoesNotFit(ValueError):
     """A step needs more memory than the device has.
 
@@ -199,7 +204,8 @@ def cost(traced: Any, state: PyTree, mesh: Mesh) -> Cost:
     Raises:
         DoesNotFit: if the compiler finds that the device's memory does not hold it.
     """
-    chip = chip_of(mesh.devices.flat[0])
+    owners = [device.process_index for device in mesh.devices.flat]
+    chip = chip_of(mesh.devices.flat[0], owners.count(owners[0]))
     start = time.perf_counter()
     try:
         compiled = traced.lower().compile()
@@ -217,13 +223,13 @@ def cost(traced: Any, state: PyTree, mesh: Mesh) -> Cost:
         traffic=traffic,
         collectives=exchanged,
         sent=sum(passes.get(kind, 1) * each.bytes for kind, each in exchanged.items()),
-        memory=_memory(compiled.memory_analysis(), state, mesh),
+        memory=_memory(compiled.memory_analysis(), state),
         chip=chip,
         devices=mesh.size,
         compiled_in=seconds,
     )
     if not found.fits:
-        raise _too_large(found.memory, found.memory.total, chip)
+        raise _too_large(found.memory, found.memory.total, chip, mesh)
     return found
 
 
@@ -258,8 +264,10 @@ def _sizes(state: PyTree) -> dict[str, int]:
     return found
 
 
-def _memory(analysis: Any, state: PyTree, mesh: Mesh) -> Memory:
+def _memory(analysis: Any, state: PyTree) -> Memory:
     sizes = _sizes(state)
+    if analysis is None:  # a backend that does not say; its state is known
+        return Memory(**sizes, data=0, results=0, temporaries=0, code=0)
     return Memory(
         **sizes,
         data=max(0, analysis.argument_size_in_bytes - sum(sizes.values())),
@@ -276,26 +284,28 @@ def _refused(message: str, state: PyTree, mesh: Mesh, chip: Chip) -> DoesNotFit:
     needed = max(said, default=chip.memory)
     memory = Memory(**_sizes(state), data=0, results=0, temporaries=0, code=0)
     memory = memory._replace(temporaries=max(0, int(needed) - memory.total))
-    return _too_large(memory, needed, chip)
+    return _too_large(memory, needed, chip, mesh)
 
 
-def _too_large(memory: Memory, needed: float, chip: Chip) -> DoesNotFit:
+def _too_large(memory: Memory, needed: float, chip: Chip, mesh: Mesh) -> DoesNotFit:
     """Says what does not fit, and the nearest setting that is likely to."""
     parts = ", ".join(f"{name} {gib(size)}" for name, size in memory._asdict().items() if size)
-    lasting = memory.total - memory.temporaries
-    if lasting < chip.memory:
-        k = 1
-        while lasting + memory.temporaries / k > chip.memory:
-            k *= 2
+    state = memory.parameters + memory.optimizer
+    rest = memory.total - memory.temporaries - state
+    room, k, n = chip.memory - rest - state, 1, mesh.shape.get(FSDP, 1)
+    while room > 0 and memory.temporaries / k > room:
+        k *= 2
+    if rest > chip.memory:
+        cure = "what is no parameter and no optimizer state does not fit: leave the data on the host"
+    elif room > 0 and k <= MOST_PARTS:
         cure = (
-            f"a batch {k} times smaller is estimated to fit, or learners.gradient(..., accumulate={k}); "
-            "so may bfloat16, and remat in the model"
+            f"a batch {k} times smaller is estimated to fit, or computing it in {k} times as many parts "
+            f"(learners.gradient(..., accumulate=...)); so may bfloat16 and remat where they are not in use"
         )
     else:
-        n = 2
-        while n < 2**16 and lasting / n > chip.memory:
+        while n < 2**16 and state * mesh.shape.get(FSDP, 1) / n > (chip.memory - rest) / 2:
             n *= 2
-        cure = f'the state alone does not fit: share it over at least {n} devices with mesh="fsdp:{n}"'
+        cure = f'the state alone leaves no room: share it over at least {n} devices, with mesh="{FSDP}:{n}"'
     has = f"a device ({chip.name}) has {gib(chip.memory)}"
     return DoesNotFit(f"a step needs at least {gib(needed)} and {has}: {parts}; {cure}", needed, chip.memory)
 

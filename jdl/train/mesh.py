@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -25,8 +26,8 @@ def make_mesh(spec: str | Mesh | None = None, devices: Sequence[Any] | None = No
     """A mesh from a text such as ``"data:2,fsdp:2,tensor:2"``; one size may be -1 for all devices left.
 
     On a TPU the axes follow its network where they can; neighbours along the last axes named are nearest.
-    Several CPU devices end the writing of compiled programs to JAX's cache, from which they would come back
-    broken.
+    Several CPU devices turn JAX's cache of compiled programs off in this process: programs for them come back
+    from it broken.
 
     Args:
         spec: the text, with any of the axes ``data``, ``fsdp``, ``tensor`` and ``sequence``
@@ -60,6 +61,12 @@ def make_mesh(spec: str | Mesh | None = None, devices: Sequence[Any] | None = No
             )
         sizes[name] = int(size)
     known = math.prod(size for size in sizes.values() if size > 0)
+    left = list(sizes.values()).count(-1)
+    if left > 1 or (left and known <= available and available % known):
+        raise ValueError(
+            f"mesh {spec!r} leaves it open how the {available} {devices[0].platform} devices are split: -1 "
+            f"stands for one axis, of all the devices left by others that divide them"
+        )
     sizes = {name: size if size > 0 else max(available // known, 1) for name, size in sizes.items()}
     needed = math.prod(sizes.values())
     if needed > available:
@@ -99,12 +106,20 @@ def _usable(mesh: Mesh) -> Mesh:
             f"the axes {TENSOR} and {SEQUENCE} must lie within one process, since each reads examples of its "
             f"own: name them last, and no larger than its devices; got {dict(mesh.shape)}"
         )
-    if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
-        # XLA:CPU (jaxlib 0.10 to 0.12) forgets the order of a program's collectives when it reads the program
-        # from the compilation cache, and its devices may then wait for one another for ever. From here on,
-        # this process writes no program there, so that none can be read.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
+    compile_anew(mesh)
     return mesh
+
+
+def compile_anew(mesh: Mesh) -> None:
+    """Turns JAX's compilation cache off in this process, where the mesh is of several CPU devices.
+
+    XLA:CPU (jaxlib 0.10 to 0.12) forgets the order of a program's collectives when it reads the program from
+    the cache, and its devices may then wait for one another for ever.
+    """
+    is_on = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu" and is_on:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # or JAX goes by what it found the first time
 
 
 def check_batch(batch: PyTree, mesh: Mesh, processes: int = 1) -> int:
@@ -169,6 +184,7 @@ def distributed(step: Step, mesh: Mesh, mode: Mode, state: PyTree) -> Step:
     Raises:
         ValueError: for an unknown mode, or a mesh that it cannot use.
     """
+    compile_anew(mesh)
     if mode == "jit":
         return on_mesh(step, mesh)
     if mode not in ("shard_map", "pmap"):

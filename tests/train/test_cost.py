@@ -144,7 +144,8 @@ def test_a_roofline_by_hand() -> None:
     assert told["roofline"]["without_overlap"] == 13.0
     assert told["memory"]["total"] == 660
     assert "at least 5.00 s" in found.sentence()
-    assert "10 steps 50.0 s" in found.sentence(10)
+    assert "13.0 s if nothing overlaps" in found.sentence()
+    assert "10 steps at least 50.0 s" in found.sentence(10)
 
 
 def test_memory_by_kind_is_the_states_and_shrinks_where_it_is_shared() -> None:
@@ -205,20 +206,35 @@ def test_what_cannot_fit_is_refused_with_the_nearest_setting_that_does(
     memory = plan.costs["train"].memory
 
     def limited(size: float) -> None:
-        monkeypatch.setattr(cost, "chip_of", lambda device: ROUND._replace(memory=size))
+        monkeypatch.setattr(cost, "chip_of", lambda device, sharing: ROUND._replace(memory=size))
 
     limited(memory.total)
     with train.planning() as plan:
         train.fit(made, examples, 9, mesh="data:1")
     assert plan.costs["train"].fits
     limited(memory.total - memory.temporaries / 2 - 1)
-    with pytest.raises(train.DoesNotFit, match=r"a batch 4 times smaller .* accumulate=4\)") as refused:
+    with pytest.raises(
+        train.DoesNotFit, match="a batch 4 times smaller .* in 4 times as many parts"
+    ) as refused:
         train.fit(made, examples, 9, mesh="data:1")
     assert refused.value.needed == memory.total
     assert f"parameters {cost.gib(memory.parameters)}" in str(refused.value)
-    limited((memory.total - memory.temporaries) / 3)
-    with pytest.raises(train.DoesNotFit, match='at least 4 devices with mesh="fsdp:4"'):
+    # Half of what the rest leaves is for the state, so that something remains for what a step computes.
+    state = memory.parameters + memory.optimizer
+    rest = memory.total - memory.temporaries - state
+    limited(rest + state / 2)
+    with pytest.raises(train.DoesNotFit, match='at least 4 devices, with mesh="fsdp:4"'):
         train.fit(made, examples, 9, mesh="data:1")
+    limited(rest / 2)
+    with pytest.raises(train.DoesNotFit, match="leave the data on the host"):
+        train.fit(made, examples, 9, mesh="data:1")
+
+
+def test_what_is_shared_already_is_shared_over_more(devices: list[jax.Device]) -> None:
+    half = cost.Memory(parameters=80, optimizer=160, other=0, data=10, results=0, temporaries=40, code=0)
+    refused = cost._too_large(half, 290, ROUND._replace(memory=100), train.make_mesh("data:2,fsdp:4"))
+    # 960 bytes in all, of which 45 a device.
+    assert 'mesh="fsdp:32"' in str(refused)
 
 
 def test_a_compiler_that_runs_out_of_memory_is_put_into_words() -> None:
@@ -276,7 +292,9 @@ def test_peak_rates_are_a_chips_and_half_of_them_a_cores() -> None:
         chips.chip_of(SimpleNamespace(device_kind="TPU v99", platform="tpu"))
     here = chips.chip_of(jax.devices()[0])
     assert 0 < here.bandwidth < math.inf
-    assert here.memory * jax.local_device_count() < 2**44
+    assert here.memory < 2**44
+    part = chips.chip_of(jax.devices()[0], sharing=8)
+    assert (part.flops, part.memory) == (here.flops / 8, here.memory / 8)
     assert "measured" in here.source
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import PartitionSpec as P
 
 from jdl.core import AXIS, CARRY, State
@@ -52,6 +53,12 @@ def test_more_devices_than_there_are_are_refused(devices):
         make_mesh("data:4,fsdp:4")
 
 
+@pytest.mark.parametrize("text", ["data:3,fsdp:-1", "data:-1,fsdp:-1"])
+def test_devices_that_would_be_left_over_are_refused(devices, text):
+    with pytest.raises(ValueError, match=f"mesh {text!r} leaves it open how the 8 cpu devices are split"):
+        make_mesh(text)
+
+
 def test_programs_of_several_cpu_devices_are_not_kept(devices):
     """Their collectives come back from the cache without their order, and wait for one another for ever."""
 
@@ -63,7 +70,8 @@ def test_programs_of_several_cpu_devices_are_not_kept(devices):
 
     kept = Path(jax.config.jax_compilation_cache_dir)
     x = jnp.arange(24.0)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
     one = make_mesh("data:1")
     jax.jit(only_one_device)(jax.device_put(x, batch_sharding(one)))
     assert list(kept.glob("*only_one_device*"))
