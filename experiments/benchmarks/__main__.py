@@ -33,6 +33,7 @@ from experiments import ledger
 from experiments.benchmarks import decoding, feeding, growth, jobs, levers, predicted, report, startup
 from experiments.benchmarks.contenders import TWO, command
 from experiments.benchmarks.harness import Block, Worker, check_equal, started, take_turns
+from experiments.benchmarks.predicted import MEBIBYTE
 from experiments.benchmarks.workloads import OVERHEAD, WORKLOADS, draw, write
 
 PUBLISHED = "none: PyTorch, Flax, Keras and Equinox are measured beside it, in turns"
@@ -48,7 +49,6 @@ FAKE, ONE = 8, "data:1"
 MESHES = ("data:8", "fsdp:8", "data:4,fsdp:2", "data:4,tensor:2", "data:2,fsdp:2,tensor:2", "sequence:8")
 """How eight devices split a step."""
 Commands = list[tuple[list[str], dict[str, str]]]
-MEBIBYTE = 2**20
 FIRST_COLD, FIRST_WARM = "first step, cold, s", "first step, warm, s"
 MEMORY, BUSY = "peak memory, MiB", "share of cores"
 
@@ -174,8 +174,12 @@ def _on_two_devices(name: str, folder: Path) -> Commands:
     """jdl on two halves of a batch at once, for which a CPU has to be told that it is two devices."""
     if jax.default_backend() != "cpu":
         return []
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={TWO}"}
-    return [(command(name, "jdl-devices", folder), flags)]
+    return [(command(name, "jdl-devices", folder), _playing(TWO))]
+
+
+def _playing(devices: int) -> dict[str, str]:
+    """Variables by which a CPU is several devices."""
+    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
 
 
 def _measured(
@@ -339,7 +343,7 @@ def measure_job(name: str, options: argparse.Namespace) -> list[ledger.Benchmark
 def measure_meshes(name: str, options: argparse.Namespace) -> list[ledger.Benchmark]:
     """What it costs that the same cores play several devices, by how those split the work."""
     workload = WORKLOADS["gpt"]
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={FAKE}"}
+    flags = _playing(FAKE)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write(draw(workload), folder)
@@ -347,7 +351,10 @@ def measure_meshes(name: str, options: argparse.Namespace) -> list[ledger.Benchm
             (command("gpt", f"mesh-{mesh}", folder), {} if mesh == ONE else flags) for mesh in (ONE, *MESHES)
         ]
         seconds, more = _measured(commands, options, workload.tolerance)
-    note = f"{FAKE} devices that XLA makes of the same cores, which share them: what the splitting costs. "
+    note = (
+        f"{FAKE} devices that XLA makes of the same cores, which share them: what the splitting costs. "
+        "Programs of several devices are compiled anew in each process: their warm start is a cold one. "
+    )
     return [
         report.entry(
             "gpt_meshes",

@@ -292,7 +292,7 @@ def _too_large(memory: Memory, needed: float, chip: Chip, mesh: Mesh) -> DoesNot
     parts = ", ".join(f"{name} {gib(size)}" for name, size in memory._asdict().items() if size)
     state = memory.parameters + memory.optimizer
     rest = memory.total - memory.temporaries - state
-    room, k, n = chip.memory - rest - state, 1, mesh.shape.get(FSDP, 1)
+    room, k = chip.memory - rest - state, 1
     while room > 0 and memory.temporaries / k > room:
         k *= 2
     if rest > chip.memory:
@@ -303,7 +303,8 @@ def _too_large(memory: Memory, needed: float, chip: Chip, mesh: Mesh) -> DoesNot
             f"(learners.gradient(..., accumulate=...)); so may bfloat16 and remat where they are not in use"
         )
     else:
-        while n < 2**16 and state * mesh.shape.get(FSDP, 1) / n > (chip.memory - rest) / 2:
+        shared = n = mesh.shape.get(FSDP, 1)
+        while n < 2**16 and state * shared / n > (chip.memory - rest) / 2:
             n *= 2
         cure = f'the state alone leaves no room: share it over at least {n} devices, with mesh="{FSDP}:{n}"'
     has = f"a device ({chip.name}) has {gib(chip.memory)}"

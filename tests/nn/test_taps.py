@@ -49,7 +49,8 @@ def test_outputs_come_in_order_of_computation_even_from_jit(variables):
     np.testing.assert_array_equal(y, Chain().apply(variables, X))
     compiled = jax.jit(lambda variables: tapped(Chain(), variables, X)[2])(variables)
     assert list(compiled) == ORDER
-    np.testing.assert_allclose(compiled["remat/dense:2"], found["remat/dense:2"], rtol=1e-5, atol=1e-6)
+    # Sums of terms of about one, in two orders: a rounding of such a term or two, where they cancel.
+    np.testing.assert_allclose(compiled["remat/dense:2"], found["remat/dense:2"], rtol=1e-6, atol=2.5e-7)
 
 
 def test_training_mode_changes_collections_as_apply_does(variables):
