@@ -5,13 +5,15 @@
 
 Nothing is run and no TPU is needed, only libtpu (the ``tpu`` extra): the memory is the compiler's, the time a
 roofline's. Weak scaling keeps the windows a chip, strong scaling those of the whole batch. A case takes a
-minute or more; each is kept in a file under runs/scaling, so that the work may be stopped and gone on with.
+minute or more; each is kept in a file under runs/scaling, so that the work may be stopped and gone on with,
+for as long as the sources and the compiler are the same.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
+import functools
+import hashlib
 import json
 import subprocess
 import sys
@@ -19,7 +21,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import ledger
+import jdl
+from experiments import ledger, scaling
+from jdl.compile import versions
 from jdl.train.chips import GIB
 
 PUBLISHED = "none: a compiler's estimates"
@@ -32,8 +36,10 @@ GPTS = {"124m": "124M", "1500m": "1.5B", "7b": "7B"}
 A_CHIP = 16
 """Windows of 1,024 tokens a chip in weak scaling; strong scaling has the batch of the smallest topology."""
 
-SHARDS = 64
-"""Chips that share one copy of the larger models: more would not divide their widths (1,600 and 4,096)."""
+SHARDS = 32
+"""Chips that share one copy of the larger models. 128 would not divide the width of 1,600; and where all of
+64 chips share, the compiler writes gathers and scatters as sums of whole arrays, twice the bytes. Its option
+xla_tpu_prefer_async_allgather_to_allreduce brings the gathers back."""
 
 COLUMNS = (
     "Chips",
@@ -49,6 +55,15 @@ COLUMNS = (
 )
 
 
+@functools.cache
+def made_by() -> str:
+    """A name for the sources and the compiler that a report is of: what others made is not mixed with it."""
+    found = hashlib.sha256(json.dumps(versions()).encode())
+    for file in [*sorted(Path(jdl.__file__).parent.rglob("*.py")), Path(scaling.__file__)]:
+        found.update(file.read_bytes())
+    return found.hexdigest()[:12]
+
+
 class Case(NamedTuple):
     """A program to compile: what its row is called, for which topology, and its flags."""
 
@@ -60,7 +75,7 @@ class Case(NamedTuple):
     def file(self) -> Path:
         """Where its report is kept."""
         words = f"{self.topology} {self.flags}".replace("--", "").replace(":", "_").replace(",", "_").split()
-        return FOLDER / f"{'-'.join(words)}.json"
+        return FOLDER / made_by() / f"{'-'.join(words)}.json"
 
 
 class Table(NamedTuple):
@@ -95,7 +110,7 @@ def mesh(size: str, n: int) -> str:
     return f"fsdp:{n}" if n <= SHARDS else f"data:{n // SHARDS},fsdp:{SHARDS}"
 
 
-def scaling(size: str, chip: str) -> Table:
+def over_chips(size: str, chip: str) -> Table:
     """Weak and strong scaling of a GPT over the topologies of a chip."""
     topologies = [f"{chip}:{shape}" for shape in CHIPS[chip]]
     smallest = A_CHIP * chips(topologies[0])
@@ -138,7 +153,7 @@ def options(size: str, what: str, batch: int) -> Table:
 TABLES = {
     "gpt_124m_options": options("124M", "GPT-2 of 124M parameters, 1,024 tokens", 32),
     "resnet50_options": options("resnet50", "ResNet-50, 224x224 images", 512),
-    **{f"gpt_{name}_{chip}": scaling(size, chip) for chip in CHIPS for name, size in GPTS.items()},
+    **{f"gpt_{name}_{chip}": over_chips(size, chip) for chip in CHIPS for name, size in GPTS.items()},
 }
 
 
@@ -179,6 +194,14 @@ def row(case: Case, report: dict[str, Any]) -> tuple[float | None, ...]:
     )
 
 
+def exchanged(report: dict[str, Any]) -> str:
+    """What devices send to one another, by kind; or that the case does not fit."""
+    if not report["fits"]:
+        return "does not fit"
+    found = report["programs"]["train"]["collectives"]
+    return ", ".join(f"{kind} {each['sent'] / GIB:.3g} GiB" for kind, each in found.items() if each["sent"])
+
+
 def estimate(name: str, kept: bool = False) -> ledger.Estimate:
     """A table for the ledger, compiling what is not yet compiled, or of those cases alone that are kept."""
     table = TABLES[name]
@@ -193,11 +216,11 @@ def estimate(name: str, kept: bool = False) -> ledger.Estimate:
         group="Scaling",
         columns=COLUMNS,
         rows={case.label: row(case, report) for case, report in reports.items()},
-        notes={case.label: "does not fit" for case, report in reports.items() if not report["fits"]},
+        notes={case.label: exchanged(report) for case, report in reports.items()},
         assumptions=tuple(fitting[0]["programs"]["train"]["roofline"]["assumptions"]),
         command=f"python -m experiments.scaling_tables {name} --record",
         compiler=fitting[0]["versions"],
-        date=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        date=min(report["date"] for report in reports.values()),
         note=f"Peak rates: {fitting[0]['programs']['train']['chip']['source']}."
         + (f" Not compiled yet: {'; '.join(missing)}." if missing else ""),
     )

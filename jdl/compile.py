@@ -13,6 +13,7 @@ one and then together, each by compiling.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
@@ -100,7 +101,7 @@ def run(
         "experiment": module.__name__,
         "flags": list(flags),
         "topology": topology,
-        "versions": {name: _version(name) for name in ("jax", "jaxlib", "libtpu")},
+        "versions": versions(),
         "date": time.strftime("%Y-%m-%d"),
         "estimate": "the compiler's memory and a roofline's time; nothing was run",
     }
@@ -257,11 +258,13 @@ def text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+def versions() -> dict[str, str]:
+    """The versions of what compiles, by package; none of what is not installed."""
+    found = {}
+    for package in ("jax", "jaxlib", "libtpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -187,7 +186,6 @@ def test_compiles_for_tpus_that_are_not_here(experiment: str) -> None:
 
 @pytest.mark.slow
 @needs_libtpu
-@pytest.mark.skipif("JDL_COMPILE_ALL" not in os.environ, reason="takes minutes: JDL_COMPILE_ALL=1 runs it")
 def test_every_architecture_compiles_for_a_tpu() -> None:
     from tests.test_contract import MODEL_SUBJECTS, PAIRED
 
@@ -200,10 +198,13 @@ def test_every_architecture_compiles_for_a_tpu() -> None:
             return batch
 
         try:
-            with train.planning(devices) as plan:
-                train.fit(subject.learner(True), batches, 2, mesh="data:2,fsdp:2")
-            compiled[name] = plan.costs["train"]
+            with train.planning(devices, evaluation=True) as plan:
+                train.fit(
+                    subject.learner(True), batches, 2, evaluation={"test": batches}, mesh="data:2,fsdp:2"
+                )
+            compiled |= {(name, program): cost for program, cost in plan.costs.items()}
         except Exception as error:
             failed[name] = f"{type(error).__name__}: {error}"
     assert not failed
+    assert len(compiled) == 2 * len(MODEL_SUBJECTS | PAIRED)
     assert all(each.fits and sum(each.flops.values()) > 0 for each in compiled.values())

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ from jdl.train.sharding import FSDP
 ASSUMPTIONS = (
     "products and convolutions, those of remat twice, at the chip's peak rate, elementwise work free",
     "what the compiled program reads and writes in the device's memory moved at its peak rate",
-    "collectives at the peak rate of all links of a chip, an all-reduce as two passes, without latency",
+    "collectives as few bytes as they can be, at the peak rate of all links of a chip, without latency",
     "products split evenly over the devices",
     "of a loop whose number of turns is not known, one turn",
 )
@@ -70,8 +71,8 @@ class Cost(NamedTuple):
         params: number of parameters.
         flops: operations in products and convolutions by type, on all devices together.
         traffic: bytes moved through the memory of one device.
-        collectives: by kind, how many run, and the bytes of their results on one device.
-        sent: bytes that one device sends for them.
+        collectives: by kind, how many run, the bytes of their results, and those sent, on one device.
+        sent: bytes that one device sends for all of them.
         memory: bytes on one device.
         chip: what the device can do.
         devices: how many there are.
@@ -162,8 +163,8 @@ class Cost(NamedTuple):
         lines += [f"  {'total':<14} {gib(self.memory.total):>12} of {gib(self.chip.memory)}: {room}", ""]
         lines += [f"products         {si(sum(self.flops.values()))}FLOP ({', '.join(self.flops)})"]
         lines += [f"memory traffic   {gib(self.traffic)} a device, {self.intensity:.1f} FLOP a byte"]
-        for kind, (count, size) in self.collectives.items():
-            lines += [f"{kind:<16} {count} x, {gib(size)} a device"]
+        for kind, (count, size, sent) in self.collectives.items():
+            lines += [f"{kind:<16} {count} x, {gib(size)} a device, {gib(sent)} sent"]
         parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in self.parts.items())
         lines += [
             "",
@@ -215,14 +216,12 @@ def cost(traced: Any, state: PyTree, mesh: Mesh) -> Cost:
         raise _refused(str(error), state, mesh, chip) from None
     seconds = time.perf_counter() - start
     traffic, exchanged = _read(compiled, mesh)
-    # A reduce-scatter gives one device's share of what it sends.
-    passes = {"all-reduce": 2, "reduce-scatter": mesh.shape.get(FSDP, mesh.size)}
     found = Cost(
         params=sum(math.prod(x.shape) for kind, x in kinds(state) if kind == "parameters"),
         flops=flops(traced.jaxpr.jaxpr),
         traffic=traffic,
         collectives=exchanged,
-        sent=sum(passes.get(kind, 1) * each.bytes for kind, each in exchanged.items()),
+        sent=sum(each.sent for each in exchanged.values()),
         memory=_memory(compiled.memory_analysis(), state),
         chip=chip,
         devices=mesh.size,
@@ -238,8 +237,13 @@ def _read(compiled: Any, mesh: Mesh) -> tuple[int, Mapping[str, Traffic]]:
     try:
         text = compiled.as_text()
         return hlo.traffic(text), collectives(text) if mesh.size > 1 else {}
-    except (LookupError, TypeError, ValueError, StopIteration):
+    except (LookupError, TypeError, ValueError, StopIteration) as error:
         # A compiler that writes its programs in another way must keep nobody from training.
+        warnings.warn(
+            f"the compiled program cannot be read ({type(error).__name__}: {error}): loops are counted as "
+            f"one turn, and what devices exchange not at all",
+            stacklevel=2,
+        )
         return int((compiled.cost_analysis() or {}).get("bytes accessed", 0)), {}
 
 

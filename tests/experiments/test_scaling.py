@@ -86,20 +86,29 @@ def test_a_table_holds_what_was_reported_and_what_did_not_fit(
         "memory": {"total": 2**31, "temporaries": 2**30},
         "flops": {"bfloat16": 3e15, "float32": 1e15},
         "traffic": 2**33,
+        "collectives": {
+            "all-gather": {"sent": 2**28},
+            "all-reduce": {"sent": 2**28},
+            "all-to-all": {"sent": 0},
+        },
         "sent": 2**29,
         "chip": {"source": "a data sheet"},
         "roofline": {"seconds": 0.5, "without_overlap": 0.75, "utilisation": 0.25, "assumptions": ["peak"]},
     }
-    fits = {"fits": True, "programs": {"train": program}, "versions": ESTIMATE.compiler}
+    fits = {"fits": True, "programs": {"train": program}, "versions": ESTIMATE.compiler, "date": "2026-11-02"}
 
     def compiled(case: scaling_tables.Case) -> dict[str, Any]:
-        return fits if case.label.startswith("weak") else {"fits": False, "needed": 2**35}
+        return (
+            fits if case.label.startswith("weak") else {"fits": False, "needed": 2**35, "date": "2026-11-01"}
+        )
 
     monkeypatch.setattr(scaling_tables, "compiled", compiled)
     entry = scaling_tables.estimate("gpt_7b_v5e")
     assert entry.rows["weak, v5e:16x16"] == (256, 4096, 2.0, 1.0, 4.0, 8.0, 0.5, 500.0, 750.0, 25.0)
     assert entry.rows["strong, v5e:8x8"] == (64, 256, 32.0, *[None] * 7)
     assert entry.notes["strong, v5e:8x8"] == "does not fit"
+    assert entry.notes["weak, v5e:16x16"] == "all-gather 0.25 GiB, all-reduce 0.25 GiB"
+    assert entry.date == "2026-11-01"
     assert "Utilisation at most (%) 25" in "\n".join(scaling_tables.lines(entry))
     assert "Not compiled" not in entry.note
 
@@ -122,6 +131,14 @@ def test_a_case_is_compiled_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert not case.file.exists()
     case.file.write_text(json.dumps({"fits": True}))
     assert scaling_tables.compiled(case) == {"fits": True}
+    # What another compiler made is not taken for it.
+    kept = case.file
+    monkeypatch.setattr(scaling_tables, "versions", lambda: {"jax": "0.0.1"})
+    scaling_tables.made_by.cache_clear()
+    try:
+        assert case.file != kept
+    finally:
+        scaling_tables.made_by.cache_clear()
 
 
 def test_a_step_is_planned_and_run(

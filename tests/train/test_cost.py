@@ -132,7 +132,15 @@ def test_traffic_of_a_tpus_program_by_hand() -> None:
 def test_a_roofline_by_hand() -> None:
     memory = train.Memory(100, 200, 0, 50, 0, 300, 10)
     found = train.Cost(
-        25, {"bfloat16": 800, "float32": 100}, 40, {"all-reduce": Traffic(2, 10)}, 20, memory, ROUND, 2, 0.0
+        25,
+        {"bfloat16": 800, "float32": 100},
+        40,
+        {"all-reduce": Traffic(2, 10, 20)},
+        20,
+        memory,
+        ROUND,
+        2,
+        0.0,
     )
     assert memory.total == 660
     assert found.parts == {"products": 5.0, "memory": 4.0, "collectives": 4.0}
@@ -169,7 +177,7 @@ def test_memory_by_kind_is_the_states_and_shrinks_where_it_is_shared() -> None:
     assert sum(one.flops.values()) == 2 * 16 * (2 * (12 * 64 + 64 * 4) + 64 * 4)
     assert copied.flops == one.flops
     assert one.collectives == {}
-    assert copied.sent >= 2 * 4 * params
+    assert 2 * 4 * params * 7 / 8 <= copied.sent < 1.01 * 2 * 4 * params
 
 
 def test_fit_says_what_a_step_costs_before_the_first_and_compiles_it_once(
@@ -255,7 +263,8 @@ def test_a_compiler_that_runs_out_of_memory_is_put_into_words() -> None:
 
 def test_a_program_that_cannot_be_read_keeps_nobody_from_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hlo, "parse", lambda text: ({}, "another format"))
-    fitted = train.fit(learner(), data.shuffled(arrays(), 16), 2, mesh="data:1")
+    with pytest.warns(UserWarning, match=r"cannot be read \(KeyError: 'another format'\): loops are counted"):
+        fitted = train.fit(learner(), data.shuffled(arrays(), 16), 2, mesh="data:1")
     assert fitted.step == 2
     assert fitted.cost.traffic > 0
 
