@@ -23,6 +23,7 @@ from nbclient import NotebookClient
 from PIL import Image, ImageSequence
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "experiments" / "results"
 COLAB = ROOT / "colab"
 
 INSTALL = """\
@@ -87,10 +88,14 @@ def read(path: Path) -> Any:
 
 
 def fingerprint(notebook: Any) -> str:
-    """A hash of the code that the outputs follow from: all cells but the installation, without comments."""
+    """A hash of what the outputs follow from: the code of all cells but the installation, without comments,
+    and the ledger's tables of estimates where it reads the ledger.
+    """
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code" and cell.id != "install"]
     lines = [line.rstrip() for source in code for line in source.splitlines()]
     told = [line for line in lines if line and not line.lstrip().startswith("#")]
+    if any("ledger.read(" in line for line in told):
+        told += [path.read_text() for path in sorted(RESULTS.glob("estimate_*.json"))]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 

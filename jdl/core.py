@@ -30,8 +30,9 @@ Metrics = dict[str, PyTree]
 AXIS = "data"
 """Name of the batch axis, in every mesh, `shard_map` and `pmap` of the library."""
 
-WITHIN = ("tensor", "sequence")
-"""Names of the mesh axes that one example may be split over; its examples are split over all others."""
+TENSOR, SEQUENCE = WITHIN = ("tensor", "sequence")
+"""Names of the mesh axes that one example may be split over: the heads, hidden features and experts of a
+layer, and the vocabulary; and the second axis of a batch. Its examples are split over all others."""
 
 CARRY = "carry"
 """Collection of recurrent state that passes from batch to batch: one row an example, sharded like the

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import linen
 from jax import lax
 
+from jdl.core import SEQUENCE
+
 
 def as_float(x: jax.Array, dtype: Any = None) -> jax.Array:
     """x in ``dtype``; where that is None, floats stay what they are and integers become float32."""
@@ -31,8 +33,9 @@ def flat_dot_general(
     last_with_first = (((x.ndim - 1,), (0,)), ((), ()))
     if x.ndim <= 2 or kernel.ndim != 2 or dimension_numbers != last_with_first:
         return lax.dot_general(x, kernel, dimension_numbers, precision=precision)
-    flat = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), precision=precision)
-    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
+    flat = _merged(x)
+    product = lax.dot_general(flat, kernel, (((flat.ndim - 1,), (0,)), ((), ())), precision=precision)
+    return product.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def float32_dot_general(
@@ -40,11 +43,23 @@ def float32_dot_general(
 ) -> jax.Array:
     """`lax.dot_general` of x [..., D] and a matrix, whose sums stay in float32."""
     ((_,), (axis,)), _ = dimension_numbers
-    flat = x.reshape(-1, x.shape[-1])
+    flat = _merged(x)
     product = lax.dot_general(
-        flat, kernel, (((1,), (axis,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
+        flat,
+        kernel,
+        (((flat.ndim - 1,), (axis,)), ((), ())),
+        precision=precision,
+        preferred_element_type=jnp.float32,
     )
     return product.reshape(*x.shape[:-1], product.shape[-1])
+
+
+def _merged(x: jax.Array) -> jax.Array:
+    """x [..., D] as a matrix; or as it is on a mesh that splits time, which merged with the batch could not
+    stay split: every device would gather and multiply the whole.
+    """
+    is_split = SEQUENCE in jax.sharding.get_abstract_mesh().axis_names
+    return x if is_split else x.reshape(-1, x.shape[-1])
 
 
 class Dense(linen.Dense):

@@ -15,8 +15,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from jdl.core import AXIS, PyTree, batch_axes
-from jdl.train.sharding import AXES, FSDP, SEQUENCE, TENSOR, path_of, state_specs
+from jdl.core import AXIS, SEQUENCE, TENSOR, PyTree, batch_axes
+from jdl.train.sharding import AXES, FSDP, path_of, state_specs
 
 Mode = Literal["jit", "shard_map", "pmap"]
 Step = Callable[[PyTree, Any], tuple[PyTree, PyTree]]

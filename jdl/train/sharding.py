@@ -18,13 +18,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jdl.core import AXIS, CARRY, WITHIN, PyTree, batch_axes
+from jdl.core import AXIS, CARRY, SEQUENCE, TENSOR, PyTree, batch_axes
 
 FSDP = "fsdp"
 """Mesh axis over which parameters, gradients and optimiser state are sharded, beside the batch."""
-TENSOR, SEQUENCE = WITHIN
-"""Mesh axes over which the heads, hidden features and experts of a layer, and the vocabulary, are split, and
-over which the second axis of a batch is."""
 AXES = (AXIS, FSDP, TENSOR, SEQUENCE)
 """The axes that a text may name."""
 

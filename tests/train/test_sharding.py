@@ -30,7 +30,9 @@ from jdl.train.sharding import (
 
 KEY = jax.random.key(0)
 AXES = ("data", FSDP, TENSOR, SEQUENCE)
-PAIRS = [f"{a}:2,{b}:2" for a, b in itertools.combinations(AXES, 2)]
+PAIRS, TRIPLES = (
+    [",".join(f"{axis}:2" for axis in axes) for axes in itertools.combinations(AXES, n)] for n in (2, 3)
+)
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +102,7 @@ def assert_same(actual, expected, tolerance=1e-5):
     np.testing.assert_allclose(actual[0], expected[0], rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("spec", [*PAIRS, "data:2,fsdp:2,tensor:2", "fsdp:2,tensor:2,sequence:2"])
+@pytest.mark.parametrize("spec", [*PAIRS, *TRIPLES])
 def test_a_gpt_on_every_mesh_is_one_device_with_dropout(devices, gpt_alone, spec):
     assert_equals_alone(of_gpt(), sentences(), gpt_alone, spec)
 

@@ -33,8 +33,8 @@ def shaped(tree, shardings):
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
 
-def compiled(tpus, spec, dtype=None, mode="jit", **options):
-    """What a step's devices exchange, the bytes of a device's state, and the number of parameters."""
+def step_of(tpus, spec, dtype=None, mode="jit", **options):
+    """A step's program, and the number of parameters."""
     mesh = train.make_mesh(spec, tpus)
     model = models.gpt(vocab_size=V, context=T, width=D, depth=2, num_heads=8, scan=True)
     task = tasks.next_token(model)
@@ -48,10 +48,13 @@ def compiled(tpus, spec, dtype=None, mode="jit", **options):
         donate_argnums=0,
         out_shardings=(shardings, NamedSharding(mesh, P())),
     )
-    program = step.lower(
-        shaped(state, shardings), shaped(batch, train.batch_shardings(batch, mesh))
-    ).compile()
-    size = sum(x.size for x in jax.tree.leaves(state.params))
+    lowered = step.lower(shaped(state, shardings), shaped(batch, train.batch_shardings(batch, mesh)))
+    return lowered.compile(), sum(x.size for x in jax.tree.leaves(state.params))
+
+
+def compiled(*arguments, **options):
+    """What a step's devices exchange, the bytes of a device's state, and the number of parameters."""
+    program, size = step_of(*arguments, **options)
     return collectives(program.as_text()), program.memory_analysis().argument_size_in_bytes, size
 
 
@@ -112,3 +115,17 @@ def test_tensor_parallel_sums_activations_twice_a_block_each_way(tpus):
     assert found.get("all-gather", (0, 0))[1] <= 2 * 4 * B * T * 8
     assert found.keys() <= {"all-reduce", "all-gather"}
     assert held <= 1.4 * 8 * size / 8
+
+
+@pytest.mark.slow
+def test_a_split_sequence_gathers_keys_and_values_alone_and_nobody_works_twice(tpus):
+    program, size = step_of(tpus, "sequence:8")
+    found = collectives(program.as_text())
+    # Those of two blocks, forward and back, in bfloat16 or float32.
+    both = 2 * 2 * 4 * B * T * D
+    assert found["all-gather"].bytes <= 1.1 * 2 * both
+    # The gradients of weights, and those of keys and values back to where these are from.
+    assert found["all-reduce"].bytes <= 1.1 * (4 * size + both)
+    assert found.keys() <= {"all-gather", "reduce-scatter", "all-reduce"}
+    flops = [each.cost_analysis()["flops"] for each in (program, step_of(tpus, "data:8")[0])]
+    assert flops[0] <= 1.1 * flops[1]
