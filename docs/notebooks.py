@@ -172,18 +172,29 @@ def joined(outputs: list[Any]) -> list[Any]:
     return kept
 
 
+LARGE = 2**18
+"""Letters of a picture in base64 that may have fewer colours."""
+
+
 def smaller(picture: str) -> str:
-    """A picture in base64 with 256 colours, a film with 16, or as it is where that is no smaller."""
+    """A picture in base64 with 256 colours, a large one with 32, every other image of a film with 16; or as
+    it is where that is no smaller.
+    """
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
         if image.format == "GIF":
             frames, times = [], []
-            for frame in ImageSequence.Iterator(image):
-                times.append(frame.info.get("duration", 100))
+            for i, frame in enumerate(ImageSequence.Iterator(image)):
+                if i % 2:
+                    continue
+                times.append(2 * frame.info.get("duration", 100))
                 frames.append(frame.convert("RGB").quantize(16, dither=Image.Dither.NONE))
             frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)
         else:
-            image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+            colours = 32 if len(picture) > LARGE else 256
+            image.convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(
+                buffer, "PNG", optimize=True
+            )
     made = base64.b64encode(buffer.getvalue()).decode()
     return min(made, picture, key=len)
 
