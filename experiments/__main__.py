@@ -19,7 +19,7 @@ def listing() -> Iterator[str]:
         yield f"    published: {experiment.published}"
         for entry in entries.get(experiment.module, []):
             if isinstance(entry, ledger.Result):
-                seeds = f" ({len(entry.seeds)} seeds)" if entry.seeds else ""
+                seeds = f" ({ledger.seeds(entry)})" if entry.seeds else ""
                 yield f"    ours:      {entry.title}, {entry.metric}: {ledger.ours(entry)}{seeds}"
             elif isinstance(entry, ledger.Estimate):
                 yield f"    estimated: {entry.title}, by a compiler"

@@ -157,7 +157,7 @@ def main(config: Config) -> running.Outcome:
 
     Returns:
         The outcome, its ``test`` with the scores of ``config.samples`` samples, which are also in
-        ``scores.json``.
+        ``scores.json``; "agreement" is the share that the classifier takes for the class asked for.
     """
     dataset = data.load(config.dataset)
     folder = running.folder_of("gan", config)
@@ -191,9 +191,13 @@ def main(config: Config) -> running.Outcome:
     )
     gallery.animate()
     made = given(config, config.samples, 4, K)
-    scores = study.once(
-        folder / "scores.json", lambda: judge.scores(generated.sample(outcome.fitted.predict, made))
-    )
+
+    def scored() -> dict[str, Any]:
+        samples = generated.sample(outcome.fitted.predict, made)
+        asked = {"agreement": judge.agreement(samples, made["labels"])} if config.conditional else {}
+        return judge.scores(samples) | asked
+
+    scores = study.once(folder / "scores.json", scored)
     outcome = outcome._replace(test={**outcome.test, **scores})
     if not config.execution.quiet:
         print(running.report(generated.told(scores), outcome, "gan"))

@@ -90,6 +90,11 @@ class Judge(NamedTuple):
             "kernel_error": kernel.error,
         }
 
+    def agreement(self, samples: np.ndarray, labels: np.ndarray) -> float:
+        """The share of samples that the classifier takes for what they were to be."""
+        p = audit.featurize(self.probabilities, _parts(samples))
+        return float((p.argmax(1) == labels).mean())
+
     def scores(self, samples: np.ndarray) -> dict[str, Any]:
         """All scores of samples, and the distance that the training set has."""
         found, count = self.of(samples), min(len(samples), len(self.test), 5000)
@@ -204,4 +209,5 @@ def told(scores: Mapping[str, Any]) -> str:
         f"{scores['kernel_error']:.4f}, precision {scores['precision']:.3f}, recall {scores['recall']:.3f}, "
         f"density {scores['density']:.3f}, coverage {scores['coverage']:.3f}, {scores['classes']} classes, "
         f"copying z {scores['copying_z']:+.1f} of {scores['samples']} samples"
+        + (f"; {100 * scores['agreement']:.1f} % of the class asked for" if "agreement" in scores else "")
     )

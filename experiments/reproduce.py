@@ -437,6 +437,17 @@ RECIPES = {
         for dataset, recipe, steps in GANS
         for peer in (False, True)
     },
+    "gan_mnist_conditional": Recipe(
+        gan.main,
+        gan.Config(conditional=True, steps=2000),
+        "Conditional DCGAN on MNIST, 2,000 steps",
+        note="By a LeNet-5 trained on the same images; samples of the ten digits in turn.",
+        metric="samples that are of the digit asked for",
+        unit="%",
+        goal="max",
+        figure=lambda outcome: 100 * outcome.test["agreement"],
+        group="GANs",
+    ),
 }
 
 
@@ -514,7 +525,7 @@ def main(
         entry = result(name, seeds, found, busy=busy)
         ledger.record(entry)
         mean = ledger.figure(statistics.fmean(entry.values))
-        print(f"{entry.title}: {mean} {entry.unit}, {entry.metric}, over {len(seeds)} seeds")
+        print(f"{entry.title}: {mean} {entry.unit}, {entry.metric}, over {ledger.seeds(entry)}")
 
 
 if __name__ == "__main__":

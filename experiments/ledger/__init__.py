@@ -28,7 +28,7 @@ from experiments.ledger.entries import (
     record,
 )
 from experiments.ledger.meter import Meter, device_description
-from experiments.ledger.rendering import figure, ours, render, rendered, stale, with_summary
+from experiments.ledger.rendering import figure, ours, render, rendered, seeds, stale, with_summary
 
 __all__ = [
     "Benchmark",
@@ -46,6 +46,7 @@ __all__ = [
     "record",
     "render",
     "rendered",
+    "seeds",
     "stale",
     "with_summary",
 ]

@@ -43,6 +43,12 @@ def ours(result: Result) -> str:
     return f"{result.mean:.{decimals}f} ± {result.spread:.{decimals}f} {result.unit}"
 
 
+def seeds(result: Result) -> str:
+    """How many seeds it was measured on, in words."""
+    count = len(result.seeds)
+    return f"{count} seed" if count == 1 else f"{count} seeds"
+
+
 def theirs(result: Result) -> str:
     """The published figure in words; a figure quoted from memory says so."""
     if result.published is None:
@@ -187,7 +193,7 @@ def render_summary(entries: Sequence[Entry]) -> str:
             r.title,
             r.metric,
             theirs(r),
-            f"{ours(r)}, {len(r.seeds)} seeds" if r.values else ours(r),
+            f"{ours(r)}, {seeds(r)}" if r.values else ours(r),
             f"`{r.command}`",
         ]
         for r in entries

@@ -47,6 +47,17 @@ def test_runs_scores_draws_and_goes_on(tmp_path, judge, monkeypatch):
     assert "copying z" in generated.told(kept)
 
 
+def test_what_is_asked_for_is_counted(tmp_path, judge, monkeypatch):
+    monkeypatch.setattr(generated, "judge", lambda dataset, folder, quiet: judge)
+    outcome = gan.main(config(tmp_path / "run", steps=2, conditional=True))
+    assert 0 <= outcome.test["agreement"] <= 1
+    assert "of the class asked for" in generated.told(outcome.test)
+    images = data.load("digits").test
+    right = judge.agreement(images["inputs"], images["labels"])
+    assert right == pytest.approx(judge.accuracy)
+    assert judge.agreement(images["inputs"], (images["labels"] + 1) % 10) <= 1 - right
+
+
 @pytest.mark.parametrize("architecture", ["convolutional", "residual"])
 @pytest.mark.parametrize("recipe", gan.RECIPES)
 def test_every_recipe_takes_a_step(recipe, architecture):
