@@ -4,7 +4,7 @@ GPT at 124 million (GPT-2 small), 1.5 billion (GPT-2 XL) and 6.7 billion paramet
 6.7B), on windows of Tiny Shakespeare with GPT-2's vocabulary, and ResNet-50 on random pixels: what is learnt
 means nothing, what a step costs does. ``--dry-run`` says it of the devices here, and
 
-    python -m jdl.compile scaling --topology v5e:16x16 --size 7B --batch-size 4096 --mesh fsdp:256
+    python -m jdl.compile scaling --topology v5e:16x16 --size 7B --batch-size 4096 --mesh data:8,fsdp:32
 
 of a TPU pod that is not there. `experiments.scaling_tables` makes the tables of the ledger from it.
 

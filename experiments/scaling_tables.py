@@ -103,7 +103,7 @@ def mesh(size: str, n: int) -> str:
 
     Example:
         >>> mesh("124M", 256), mesh("7B", 16), mesh("7B", 256)
-        ('data:256', 'fsdp:16', 'data:4,fsdp:64')
+        ('data:256', 'fsdp:16', 'data:8,fsdp:32')
     """
     if size == "124M":
         return f"data:{n}"

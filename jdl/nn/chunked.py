@@ -114,9 +114,13 @@ def chunked_token_scores(
         return score(h_BTD, labels_BT)
 
     def chunks(x: Array) -> Array:
-        """[B, T, ...] to [N, B, K, ...], with zeros after the end."""
+        """[B, T, ...] to [N, B, K, ...], with zeros after the end.
+
+        Chunk n has positions n, n + N, ..., so that where time is split over devices, each has its part of
+        every chunk.
+        """
         x = jnp.pad(x, [(0, 0), (0, -T % chunk)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+        return jnp.moveaxis(x.reshape(x.shape[0], chunk, -1, *x.shape[2:]), 2, 0)
 
     # In a scan nothing is merged with the forward pass, so the barrier against that would only cost.
     again = jax.checkpoint(score, prevent_cse=False)
@@ -124,5 +128,5 @@ def chunked_token_scores(
         lambda _, part: (None, again(*part)), None, (chunks(h_BTD), chunks(labels_BT))
     )
     return jax.tree.map(
-        lambda x_NBK: jnp.moveaxis(x_NBK, 0, 1).reshape(x_NBK.shape[1], -1)[:, :T], scores_NBK
+        lambda x_NBK: jnp.moveaxis(x_NBK, 0, 2).reshape(x_NBK.shape[1], -1)[:, :T], scores_NBK
     )

@@ -137,7 +137,7 @@ def fit(
     sets = _named_sets(evaluation)
     watch = Watch(monitor or learner.monitor, patience)
     _check_patience(patience, sets, run)
-    if evaluators and jax.process_count() > 1:
+    if evaluators and planning.processes() > 1:
         raise ValueError("evaluators need one process: of several, each sees its own rows of a set")
     plan = planning.current()
     mesh = make_mesh(mesh, plan.devices if plan else None)

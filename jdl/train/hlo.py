@@ -209,6 +209,8 @@ def moved(operation: Operation, around: Computation, computations: dict[str, Com
         # Its result is the copy, what was copied, and a context.
         arrays = [found[0] for found in _ARRAY.finditer(operation.shape)]
         return sum(size(array) for array in arrays[:2])
+    if kind == "all-gather-start":
+        return sum(size(entry) for entry in entries(operation.shape)[:2])  # What goes in, and what comes out.
     if kind.endswith("-start"):
         return sum(size(around[name].shape) for name in operation.operands if name in around) * 2
     if kind in ("dynamic-slice", "slice", "gather"):

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from jdl.train import cluster
 from jdl.train.checkpoint import CheckpointError
+from jdl.train.planning import processes
 from jdl.train.run import ResumeError
 from jdl.train.stopping import Fault
 
@@ -102,14 +103,13 @@ def check_part(what: str, batches: Any, mesh: Mesh) -> None:
         ValueError: if all would read the same, or a part that is another's, or a process has no device.
     """
     index, count = jax.process_index(), jax.process_count()
+    hosts, owners = processes(), len({device.process_index for device in mesh.devices.flat})
+    if owners < hosts:
+        raise ValueError(
+            f"{hosts} processes train, and the mesh has devices of {owners}: it must have some of each"
+        )
     if count == 1:
         return
-    owners = sorted({device.process_index for device in mesh.devices.flat})
-    if len(owners) < count:
-        raise ValueError(
-            f"{count} processes train, and the mesh has devices of {len(owners)}: it must have some of each, "
-            f"{jax.device_count()} in all"
-        )
     shard = tuple(getattr(batches, "shard", (index, count)))
     if shard != (index, count):
         raise ValueError(

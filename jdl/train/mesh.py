@@ -92,16 +92,21 @@ def _laid_out(sizes: tuple[int, ...], names: tuple[str, ...], devices: list[Any]
     return mesh if _are_apart(mesh) else in_order
 
 
+def _owners(mesh: Mesh) -> Any:
+    """The processes that the devices of a mesh belong to."""
+    return np.vectorize(lambda device: device.process_index)(mesh.devices)
+
+
 def _are_apart(mesh: Mesh) -> bool:
     """Whether no example lies in two processes, so that each can read its own part of the data."""
     whole = [i for i, name in enumerate(mesh.axis_names) if name in (TENSOR, SEQUENCE)]
-    owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
+    owners = _owners(mesh)
     return bool((owners.min(axis=tuple(whole)) == owners.max(axis=tuple(whole))).all())
 
 
 def _usable(mesh: Mesh) -> Mesh:
     """The mesh, once it is known that its devices can work together."""
-    if jax.process_count() > 1 and not _are_apart(mesh):
+    if not _are_apart(mesh):
         raise ValueError(
             f"the axes {TENSOR} and {SEQUENCE} must lie within one process, since each reads examples of its "
             f"own: name them last, and no larger than its devices; got {dict(mesh.shape)}"

@@ -113,6 +113,12 @@ def current() -> Plan | None:
     return _current.get()
 
 
+def processes() -> int:
+    """How many processes train, or will train what is planned: one a host of the devices."""
+    devices = plan.devices if (plan := current()) else None
+    return len({device.process_index for device in devices}) if devices else jax.process_count()
+
+
 def put(tree: PyTree, sharding: Any) -> PyTree:
     """`jax.device_put`, or where a plan is made the shapes alone."""
     plan = current()

@@ -91,9 +91,9 @@ def _attempts(path: Path) -> list[dict[str, Any]]:
 def _added(attempts: list[dict[str, Any]]) -> Goodput:
     spent: dict[str, float] = {}
     useful, lost_steps = 0.0, 0
-    # What an attempt did beyond the step that the next one started from was done in vain.
-    starts = [following["start"] for following in attempts[1:]] + [attempts[-1]["step"]]
-    for attempt, start in zip(attempts, starts, strict=True):
+    for i, attempt in enumerate(attempts):
+        # What an attempt did beyond a step that a later one started from was done in vain.
+        start = min((later["start"] for later in attempts[i + 1 :]), default=attempt["step"])
         done = attempt["step"] - attempt["start"]
         lost = min(max(attempt["step"] - start, 0), done)
         useful += attempt["spent"].get("compute", 0.0) * (done - lost) / max(done, 1)

@@ -17,7 +17,7 @@ from jdl.core import FAULTS, Learner, Metrics, PyTree, Variables, add
 from jdl.train.feed import Feed, is_resident
 from jdl.train.jaxprs import equations
 from jdl.train.mesh import Mode, distributed, on_mesh
-from jdl.train.planning import put
+from jdl.train.planning import processes, put
 from jdl.train.sharding import Rule, batch_shardings, is_carry, state_shardings
 
 
@@ -171,7 +171,7 @@ def _check_carry(state: PyTree, batch: Any, mesh: Mesh) -> None:
 
 def is_device_side(batches: Any) -> bool:
     """Whether the compiled step calls the batches itself; with several processes the host always does."""
-    return is_resident(batches) and jax.process_count() == 1
+    return is_resident(batches) and processes() == 1
 
 
 @jax.jit

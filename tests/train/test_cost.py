@@ -129,6 +129,20 @@ def test_traffic_of_a_tpus_program_by_hand() -> None:
     assert hlo.traffic(PROGRAM) == 5 * tile + 5 * tile + 5 * (2 * tile + tile + tile)
 
 
+def test_traffic_of_a_gather_is_the_same_where_it_is_asynchronous() -> None:
+    start = """HloModule f
+
+ENTRY %main (p: f32[8]) -> f32[64] {
+  %p = f32[8]{0} parameter(0)
+"""
+    whole = start + "  ROOT %g = f32[64]{0} all-gather(%p), dimensions={0}\n}\n"
+    parts = start + (
+        "  %s = (f32[8]{0}, f32[64]{0}) all-gather-start(%p), dimensions={0}\n"
+        "  ROOT %g = f32[64]{0} all-gather-done(%s)\n}\n"
+    )
+    assert hlo.traffic(whole) == hlo.traffic(parts) == 4 * (8 + 64)
+
+
 def test_a_roofline_by_hand() -> None:
     memory = train.Memory(100, 200, 0, 50, 0, 300, 10)
     found = train.Cost(

@@ -61,6 +61,15 @@ def test_goodput_leaves_out_what_was_lost_and_what_was_no_computation(tmp_path: 
         train.goodput(tmp_path / "elsewhere")
 
 
+def test_steps_that_only_a_later_attempt_repeats_are_lost_too(tmp_path: Path) -> None:
+    (tmp_path / profile.TIMES).write_text(
+        line(1, 0, 40, compute=4.0) + line(2, 30, 30) + line(3, 20, 60, compute=4.0)
+    )
+    found = train.goodput(tmp_path)
+    assert (found.restarts, found.lost_steps) == (2, 20)
+    assert found.useful == pytest.approx(2.0 + 4.0)
+
+
 def test_a_run_that_fell_over_counts_its_lost_steps(tmp_path: Path) -> None:
     def fall(record: dict[str, Any]) -> None:
         if record["split"] == "train" and record["step"] >= 35:

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jdl import models, tasks, train
+from jdl import data, models, tasks, train
 from jdl.learners import gradient
 from jdl.train.chips import topology
 from jdl.train.collectives import collectives
@@ -33,11 +33,11 @@ def shaped(tree, shardings):
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
 
-def step_of(tpus, spec, dtype=None, mode="jit", **options):
+def step_of(tpus, spec, dtype=None, mode="jit", chunk=None, **options):
     """A step's program, and the number of parameters."""
     mesh = train.make_mesh(spec, tpus)
     model = models.gpt(vocab_size=V, context=T, width=D, depth=2, num_heads=8, scan=True)
-    task = tasks.next_token(model)
+    task = tasks.next_token(model, chunk=chunk)
     task = task if dtype is None else tasks.mixed_precision(task, dtype)
     learner = gradient(task, optax.sgd(0.1, momentum=0.9), **options)
     batch = {name: jax.ShapeDtypeStruct((B, T), jnp.int32) for name in ("inputs", "labels")}
@@ -86,6 +86,7 @@ def test_an_axis_of_fsdp_beside_data_gathers_and_scatters_within_it_alone(tpus):
     found, held, size = compiled(tpus, "data:2,fsdp:4")
     assert found.keys() == {"all-gather", "reduce-scatter", "all-reduce"}
     assert found["reduce-scatter"].sent == found["reduce-scatter"].bytes * 3
+    assert found["all-gather"].sent == found["all-gather"].bytes * 3 / 4
     # What each of four holds is then summed with its like.
     assert found["all-reduce"].bytes <= 1.5 * 4 * size / 4
     assert held <= 1.2 * 8 * size / 4
@@ -118,8 +119,9 @@ def test_tensor_parallel_sums_activations_twice_a_block_each_way(tpus):
 
 
 @pytest.mark.slow
-def test_a_split_sequence_gathers_keys_and_values_alone_and_nobody_works_twice(tpus):
-    program, size = step_of(tpus, "sequence:8")
+@pytest.mark.parametrize("chunk", [None, 16], ids=["whole", "chunked"])
+def test_a_split_sequence_gathers_keys_and_values_alone_and_nobody_works_twice(tpus, chunk):
+    program, size = step_of(tpus, "sequence:8", chunk=chunk)
     found = collectives(program.as_text())
     # Those of two blocks, forward and back, in bfloat16 or float32.
     both = 2 * 2 * 4 * B * T * D
@@ -127,5 +129,31 @@ def test_a_split_sequence_gathers_keys_and_values_alone_and_nobody_works_twice(t
     # The gradients of weights, and those of keys and values back to where these are from.
     assert found["all-reduce"].bytes <= 1.1 * (4 * size + both)
     assert found.keys() <= {"all-gather", "reduce-scatter", "all-reduce"}
-    flops = [each.cost_analysis()["flops"] for each in (program, step_of(tpus, "data:8")[0])]
+    flops = [each.cost_analysis()["flops"] for each in (program, step_of(tpus, "data:8", chunk=chunk)[0])]
     assert flops[0] <= 1.1 * flops[1]
+
+
+def test_a_layer_is_not_split_over_hosts():
+    """What would be refused on a pod is refused where its program is only compiled."""
+    four = topology("v5e:4x4")
+    assert train.make_mesh("data:4,tensor:4", four).shape == {"data": 4, "tensor": 4}
+    with pytest.raises(ValueError, match="must lie within one process"):
+        train.make_mesh("data:2,tensor:8", four)
+
+
+def test_what_is_planned_for_several_hosts_is_the_program_of_several_hosts():
+    """There the host gives every step its batch; on one, the data lie on the chips."""
+    examples = {"inputs": jnp.zeros((4096, 512)), "labels": jnp.zeros(4096, jnp.int32)}
+    learner = gradient(tasks.classification(models.MLP((8, 2))), optax.sgd(0.1))
+
+    def planned(name, **options):
+        with train.planning(topology(name)) as plan:
+            train.fit(learner, data.shuffled(examples, 64), 2, **options)
+        return plan.costs["train"].memory.data
+
+    assert planned("v5e:2x4") > 4 * 4096 * 512
+    assert planned("v5e:4x4") < 64 * 4 * 512
+    with pytest.raises(ValueError, match="evaluators need one process"):
+        planned("v5e:4x4", evaluators=[lambda predict, batches: {}])
+    with pytest.raises(ValueError, match="4 processes train, and the mesh has devices of 2"):
+        planned("v5e:4x4", mesh="data:8")
