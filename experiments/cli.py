@@ -7,13 +7,13 @@ import dataclasses
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 
+from jdl import compile as ahead
 from jdl import train
 
 C = TypeVar("C")
@@ -38,8 +38,8 @@ class Execution:
     quiet: bool = False
     """No progress bar."""
     dry_run: bool = False
-    """Only say what a step would cost on these devices (parameters, operations, memory, the least time):
-    nothing is trained or written. Of a study of many networks, the first."""
+    """Only say what a step costs on these devices (parameters, operations, memory, the least time, and what a
+    few steps took): nothing is kept or written. Of a study of many networks, the first."""
     profile: bool = False
     """Trace a few steps for TensorBoard (XProf) or Perfetto, into the folder, and say where the time went;
     not in a study of many networks."""
@@ -82,19 +82,28 @@ def command(
             main(settings)
 
 
+MEASURED = 20
+"""Steps that a dry run takes the time of, at most."""
+
+
 def dry_run(main: Callable[[C], Any], config: C) -> str:
-    """What a step of an experiment would cost here; nothing is trained, and nothing is written.
+    """What a step of an experiment costs here, and takes by a few that are run; nothing is written.
 
     Raises:
-        ValueError: if the experiment trains nothing, or its step does not fit in the devices' memory.
+        ValueError: if the experiment trains nothing, or its step does not fit in the devices' memory; then
+            its own settings that save memory are tried, and said which makes it fit.
     """
-    with tempfile.TemporaryDirectory() as folder, train.planning() as plan:
-        where = dataclasses.replace(config.execution, run=folder, quiet=True)  # type: ignore[attr-defined]
-        main(dataclasses.replace(config, execution=where))  # type: ignore[type-var]
-    if not plan.costs:
-        raise ValueError("nothing was to be trained, so there is no step to say the cost of")
+    try:
+        plan = ahead.planned(main, config, None, MEASURED, evaluation=False)
+    except train.DoesNotFit as error:
+        tried = list(ahead.searched(main, config, None, jax.device_count()))
+        raise ValueError("\n".join([str(error), *ahead.told(tried)])) from None
     predicted = plan.costs["train"]
-    return f"{predicted}\n\n{predicted.sentence(plan.steps)}"
+    told = f"{predicted}\n\n{predicted.sentence(plan.steps)}"
+    if plan.seconds is None:
+        return told
+    took, whole = (train.cost.duration(n * plan.seconds) for n in (1, plan.steps))
+    return f"{told}\nexpected: {took} a step, as {plan.measure} took here; {plan.steps:,} steps {whole}"
 
 
 @contextlib.contextmanager

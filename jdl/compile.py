@@ -111,12 +111,12 @@ def run(
         report |= {"fits": False, "problem": str(error), "needed": error.needed, "tried": []}
         if search:
             count = len(devices or jax.devices())
-            report["tried"] = list(_searched(module.main, config, devices, count))
+            report["tried"] = list(searched(module.main, config, devices, count))
         return report
     programs = {name: cost.to_json() for name, cost in plan.costs.items()}
     report |= {"fits": True, "programs": programs, "table": {n: str(c) for n, c in plan.costs.items()}}
     if plan.seconds is not None:
-        report["measured"] = {"seconds": plan.seconds, "steps": measure}
+        report["measured"] = {"seconds": plan.seconds, "steps": plan.measure}
     return report
 
 
@@ -159,8 +159,10 @@ def parse(module: ModuleType, flags: Sequence[str]) -> Any:
     )
 
 
-def planned(main: Callable[[Any], Any], config: Any, devices: Any, measure: int = 0) -> train.Plan:
-    """What the first step that an experiment trains costs on devices.
+def planned(
+    main: Callable[[Any], Any], config: Any, devices: Any, measure: int = 0, evaluation: bool = True
+) -> train.Plan:
+    """What the first step that an experiment trains costs on devices, and its evaluation.
 
     Raises:
         ValueError: if it trains nothing, or its settings are wrong.
@@ -168,7 +170,7 @@ def planned(main: Callable[[Any], Any], config: Any, devices: Any, measure: int 
     """
     with (
         tempfile.TemporaryDirectory() as folder,
-        train.planning(devices, measure=measure, evaluation=True) as plan,
+        train.planning(devices, measure=measure, evaluation=evaluation) as plan,
     ):
         main(_with(config, run=folder, quiet=True))
     if not plan.costs:
@@ -210,8 +212,15 @@ def savings(config: Any, devices: int) -> list[Change]:
     return found
 
 
-def _searched(main: Callable[[Any], Any], config: Any, devices: Any, count: int) -> Iterator[dict[str, Any]]:
-    """What compiling with other settings came to: one by one, then all up to one together, until one fits."""
+def searched(main: Callable[[Any], Any], config: Any, devices: Any, count: int) -> Iterator[dict[str, Any]]:
+    """What compiling with other settings came to: one by one, then all up to one together, until one fits.
+
+    Args:
+        main: the experiment.
+        config: its configuration, which does not fit.
+        devices: those to compile for; those that are here when None.
+        count: how many they are.
+    """
     changes = savings(config, count)
     attempts = [[change] for change in changes]
     attempts += [changes[:n] for n in range(2, len(changes) + 1)]
@@ -230,16 +239,23 @@ def _searched(main: Callable[[Any], Any], config: Any, devices: Any, count: int)
         return
 
 
+def told(tried: Sequence[dict[str, Any]]) -> list[str]:
+    """What was tried so that a step fits, in words."""
+    lines = []
+    for attempt in tried:
+        room = "fits" if attempt["fits"] else "does not fit"
+        lines.append(f"tried by compiling: {attempt['flags']:<40} {gib(attempt['needed']):>12}  {room}")
+    if not any(attempt["fits"] for attempt in tried):
+        lines.append("no setting of the experiment was found that makes it fit")
+    return lines
+
+
 def text(report: dict[str, Any]) -> str:
     """A report in words."""
     lines = [f"{report['experiment']} {' '.join(report['flags'])}".rstrip() + f" on {report['topology']}"]
     if not report["fits"]:
         lines += ["", f"does not fit: {report['problem']}", ""]
-        for attempt in report["tried"]:
-            room = "fits" if attempt["fits"] else "does not fit"
-            lines.append(f"tried by compiling: {attempt['flags']:<40} {gib(attempt['needed']):>12}  {room}")
-        if not any(attempt["fits"] for attempt in report["tried"]):
-            lines.append("no setting of the experiment was found that makes it fit")
+        lines += told(report["tried"])
         return "\n".join(lines)
     for name, table in report["table"].items():
         lines += ["", f"--- {name}, compiled in {report['programs'][name]['compiled_in']:.1f} s ---", table]

@@ -41,7 +41,8 @@ def gradient(task: Task, tx: optax.GradientTransformation, *, accumulate: int = 
         accumulate: compute the batch in this many equal parts one after another, adding up their totals,
             weights and gradients, to save memory. The result is that of the whole batch, but for noise and
             for layers whose statistics are those of the part (BatchNorm). Under ``jit`` on a mesh the
-            gradients of every part are summed over the devices, under ``shard_map`` those of the whole.
+            compiler may sum the gradients of every part over the devices, under ``shard_map`` it sums those
+            of the whole.
 
     Returns:
         A learner whose state is a `State` and whose metrics are the task's, "loss", "grad_norm" and, where

@@ -75,8 +75,9 @@ def mixed_precision(task: Task, dtype: Any = jnp.bfloat16) -> Task:
 
     Floating parameters and inputs are cast on the way in, inside the differentiated function, so that
     gradients come back in float32; other collections (running statistics) keep their own types. bfloat16
-    has float32's exponent and needs no loss scaling. On a mesh the gradients of weights are summed over the
-    devices in ``dtype``, as the products that they come from give them, which halves what is exchanged.
+    has float32's exponent and needs no loss scaling. On a mesh the compiler may sum the gradients of weights
+    over the devices in ``dtype``, as the products that they come from give them, which halves what is
+    exchanged.
 
     Args:
         task: a task whose module computes in the type of its inputs (``dtype=None`` or ``dtype``). Raw bytes

@@ -1,8 +1,8 @@
 """What a compiled step costs, told before it is run: memory by kind, operations, traffic, and time.
 
 The time is a roofline's: a device that multiplies, reads its memory and talks to its neighbours at its peak
-rates, all three at once, takes as long as the slowest of them. It is a lower bound; the sum of the three is
-what the same device takes if nothing overlaps.
+rates, all three at once, takes as long as the slowest of them, and as long as the three together if nothing
+overlaps. Both are lower bounds, since no program keeps to the peak rates.
 
 Williams, Waterman and Patterson, "Roofline: an insightful visual performance model for multicore
 architectures", 2009.
@@ -110,7 +110,7 @@ class Cost(NamedTuple):
 
     @property
     def utilisation(self) -> float:
-        """The share of the device's peak that products reach if a step takes `seconds`: at most."""
+        """The share of the device's peak that products, those of remat too, reach in `seconds`: at most."""
         return self.parts["products"] / self.seconds if self.seconds else 0.0
 
     @property
@@ -173,11 +173,9 @@ class Cost(NamedTuple):
             f"utilisation      at most {100 * self.utilisation:.0f} % of the peak",
             f"peak rates       {self.chip.source}",
         ]
+        if self.sent and not self.chip.interconnect:
+            lines += ["not counted      exchanges: the rate between devices is not known"]
         return "\n".join(lines)
-
-
-MOST_PARTS = 1024
-"""A batch that must be cut into more to fit is not what is too large."""
 
 
 class DoesNotFit(ValueError):
@@ -194,13 +192,14 @@ class DoesNotFit(ValueError):
         self.needed, self.memory = needed, memory
 
 
-def cost(traced: Any, state: PyTree, mesh: Mesh) -> Cost:
+def cost(traced: Any, state: PyTree, mesh: Mesh, examples: int = 1) -> Cost:
     """Compiles a program, which its first call then need not do again, and says what it costs.
 
     Args:
         traced: the program for its arguments, from ``jax.jit(f).trace(...)``; the first is the state.
         state: the first argument: arrays or shapes, with shardings.
         mesh: the devices.
+        examples: how many of a batch a device has, by which what does not fit may be divided.
 
     Raises:
         DoesNotFit: if the compiler finds that the device's memory does not hold it.
@@ -213,7 +212,7 @@ def cost(traced: Any, state: PyTree, mesh: Mesh) -> Cost:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise _refused(str(error), state, mesh, chip) from None
+        raise _refused(str(error), state, mesh, chip, examples) from None
     seconds = time.perf_counter() - start
     traffic, exchanged = _read(compiled, mesh)
     found = Cost(
@@ -222,13 +221,13 @@ def cost(traced: Any, state: PyTree, mesh: Mesh) -> Cost:
         traffic=traffic,
         collectives=exchanged,
         sent=sum(each.sent for each in exchanged.values()),
-        memory=_memory(compiled.memory_analysis(), state),
+        memory=_memory(compiled, state),
         chip=chip,
         devices=mesh.size,
         compiled_in=seconds,
     )
     if not found.fits:
-        raise _too_large(found.memory, found.memory.total, chip, mesh)
+        raise _too_large(found.memory, found.memory.total, chip, mesh, examples)
     return found
 
 
@@ -258,18 +257,27 @@ def kinds(state: PyTree) -> list[tuple[str, Any]]:
     return [(kind(jax.tree_util.keystr(path)), x) for path, x in jax.tree_util.tree_leaves_with_path(state)]
 
 
-def _sizes(state: PyTree) -> dict[str, int]:
-    """Bytes of a state on one device, by kind."""
+def _sizes(state: PyTree, formats: PyTree = None) -> dict[str, int]:
+    """Bytes of a state on one device, by kind; with the formats it has there, filled up to whole tiles."""
     found = {"parameters": 0, "optimizer": 0, "other": 0}
-    for kind, x in kinds(state):
-        shape = x.sharding.shard_shape(x.shape)
-        itemsize = 8 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize
-        found[kind] += math.prod(shape) * itemsize
+    arrays = kinds(state)
+    known = [getattr(each, "layout", None) for each in jax.tree.leaves(formats)]
+    layouts = known if len(known) == len(arrays) else [None] * len(arrays)
+    for (kind, x), layout in zip(arrays, layouts, strict=True):
+        shape = list(x.sharding.shard_shape(x.shape))
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            found[kind] += 8 * math.prod(shape)
+            continue
+        if layout is not None and layout.tiling:
+            for axis, n in zip(reversed(layout.major_to_minor), reversed(layout.tiling[0]), strict=False):
+                shape[axis] = -(-shape[axis] // n) * n
+        found[kind] += math.prod(shape) * x.dtype.itemsize
     return found
 
 
-def _memory(analysis: Any, state: PyTree) -> Memory:
-    sizes = _sizes(state)
+def _memory(compiled: Any, state: PyTree) -> Memory:
+    analysis = compiled.memory_analysis()
+    sizes = _sizes(state, compiled.input_formats[0][:1])
     if analysis is None:  # a backend that does not say; its state is known
         return Memory(**sizes, data=0, results=0, temporaries=0, code=0)
     return Memory(
@@ -281,30 +289,33 @@ def _memory(analysis: Any, state: PyTree) -> Memory:
     )
 
 
-def _refused(message: str, state: PyTree, mesh: Mesh, chip: Chip) -> DoesNotFit:
+def _refused(message: str, state: PyTree, mesh: Mesh, chip: Chip, examples: int) -> DoesNotFit:
     """What the compiler says when it runs out of memory, in our words."""
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     said = [float(n) * units[unit] for n, unit in re.findall(r"(\d+(?:\.\d+)?)([KMGT])\b", message)]
     needed = max(said, default=chip.memory)
     memory = Memory(**_sizes(state), data=0, results=0, temporaries=0, code=0)
     memory = memory._replace(temporaries=max(0, int(needed) - memory.total))
-    return _too_large(memory, needed, chip, mesh)
+    return _too_large(memory, needed, chip, mesh, examples)
 
 
-def _too_large(memory: Memory, needed: float, chip: Chip, mesh: Mesh) -> DoesNotFit:
-    """Says what does not fit, and the nearest setting that is likely to."""
-    parts = ", ".join(f"{name} {gib(size)}" for name, size in memory._asdict().items() if size)
+def _too_large(memory: Memory, needed: float, chip: Chip, mesh: Mesh, examples: int) -> DoesNotFit:
+    """Says what does not fit, and the nearest setting that is likely to, with so many examples a device."""
+    named = ", ".join(f"{name} {gib(size)}" for name, size in memory._asdict().items() if size)
     state = memory.parameters + memory.optimizer
     rest = memory.total - memory.temporaries - state
-    room, k = chip.memory - rest - state, 1
-    while room > 0 and memory.temporaries / k > room:
-        k *= 2
+    # Gradients are as large whatever the batch.
+    gradients = min(memory.parameters, memory.temporaries)
+    room = chip.memory - rest - state - gradients
+    parts = (k for k in range(1, examples + 1) if examples % k == 0)
+    fitting = next((k for k in parts if (memory.temporaries - gradients) / k <= room), None)
     if rest > chip.memory:
         cure = "what is no parameter and no optimizer state does not fit: leave the data on the host"
-    elif room > 0 and k <= MOST_PARTS:
+    elif fitting:
         cure = (
-            f"a batch {k} times smaller is estimated to fit, or computing it in {k} times as many parts "
-            f"(learners.gradient(..., accumulate=...)); so may bfloat16 and remat where they are not in use"
+            f"a batch {fitting} times smaller is estimated to fit, or computing it in {fitting} times as "
+            f"many parts (learners.gradient(..., accumulate=...)); so may bfloat16 and remat where they are "
+            f"not in use"
         )
     else:
         shared = n = mesh.shape.get(FSDP, 1)
@@ -312,7 +323,7 @@ def _too_large(memory: Memory, needed: float, chip: Chip, mesh: Mesh) -> DoesNot
             n *= 2
         cure = f'the state alone leaves no room: share it over at least {n} devices, with mesh="{FSDP}:{n}"'
     has = f"a device ({chip.name}) has {gib(chip.memory)}"
-    return DoesNotFit(f"a step needs at least {gib(needed)} and {has}: {parts}; {cure}", needed, chip.memory)
+    return DoesNotFit(f"a step needs at least {gib(needed)} and {has}: {named}; {cure}", needed, chip.memory)
 
 
 def gib(size: float) -> str:
@@ -341,14 +352,16 @@ def si(count: float) -> str:
     return f"{count:.3g} {prefix}"
 
 
+UNITS = (("h", 3600.0, 7200.0), ("min", 60.0, 120.0), ("s", 1.0, 1.0), ("ms", 1e-3, 1e-3), ("us", 1e-6, 0.0))
+"""Units of time, their seconds, and from how many on they are used."""
+
+
 def duration(seconds: float) -> str:
     """Seconds in words.
 
     Example:
-        >>> duration(0.01234), duration(2.5), duration(4e-6)
-        ('12.3 ms', '2.50 s', '4.00 us')
+        >>> duration(0.01234), duration(2.5), duration(4e-6), duration(5400)
+        ('12.3 ms', '2.50 s', '4.00 us', '90.0 min')
     """
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= size or unit == "us":
-            break
+    unit, size, _ = next(each for each in UNITS if seconds >= each[2])
     return f"{seconds / size:.{2 if seconds / size < 10 else 1}f} {unit}"

@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jdl.core import Learner, PyTree, Variables
+from jdl.core import Learner, PyTree, Variables, batch_axes
 from jdl.train import planning
 from jdl.train.cost import Cost, cost
 from jdl.train.feed import place
@@ -153,7 +153,8 @@ def fit(
     program = build(learner, key, batches, place(first, mesh), both, mesh, mode, several_steps, rules)
     _check_monitor(watch.metric, program.measures, evaluators)
     if plan is not None:
-        plan.make(program, batches if is_device_side(batches) else place(first, mesh), mesh, steps)
+        source = batches if is_device_side(batches) else place(first, mesh)
+        plan.make(program, source, mesh, steps, _on_each(first, mesh))
 
     with contextlib.ExitStack() as stack:
         loop = Loop(
@@ -180,7 +181,7 @@ def fit(
             stack.callback(loop.profiler.stop, lambda: None)
         # The first dispatch finds the program compiled.
         with loop.clock.spending("compile"):
-            predicted = cost(program.traces["train"][0](), program.state, mesh)
+            predicted = cost(program.traces["train"][0](), program.state, mesh, _on_each(first, mesh))
         loop.tell(predicted.sentence(steps))
         stack.enter_context(peers())
         if run is not None:
@@ -245,6 +246,12 @@ def _checked_first(what: str, batches: Any, learner: Learner, mesh: Mesh) -> Any
     with in_words(what, first):
         learner.check(first)
     return first
+
+
+def _on_each(first: Any, mesh: Mesh) -> int:
+    """How many examples of a batch, of which this process has ``first``, a device has."""
+    rows = jax.tree.leaves(dict(first))[0].shape[0] * jax.process_count()
+    return int(rows // math.prod(mesh.shape[name] for name in batch_axes(mesh)))
 
 
 def _on_devices(batches: Any, mesh: Mesh) -> Any:

@@ -30,7 +30,7 @@ class Plan:
 
     Attributes:
         devices: those to plan for; those that are here when None.
-        measure: steps to run after that, to compare; 0 for none.
+        measure: most steps to run after that, to compare, 0 for none; then those that were run.
         evaluation: whether to compile the evaluation sets' programs too.
         costs: by program, "train" and the names of evaluation sets, what one step costs.
         steps: how many were asked for.
@@ -44,8 +44,8 @@ class Plan:
     steps: int = 0
     seconds: float | None = None
 
-    def make(self, program: Program, source: Any, mesh: Mesh, steps: int) -> None:
-        """Fills it in.
+    def make(self, program: Program, source: Any, mesh: Mesh, steps: int, examples: int) -> None:
+        """Fills it in, for a batch of so many examples a device.
 
         Raises:
             Planned: always, at the end.
@@ -57,9 +57,9 @@ class Plan:
             warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
             for name, (trace, first) in program.traces.items():
                 if name == "train" or self.evaluation:
-                    self.costs[name] = cost(trace(), first, mesh)
+                    self.costs[name] = cost(trace(), first, mesh, examples)
         if self.measure:
-            self.seconds = _measured(program, source, self.measure)
+            self.seconds, self.measure = _measured(program, source, self.measure)
         raise Planned
 
 
@@ -76,7 +76,8 @@ def planning(
 
     Args:
         devices: those to plan for, such as `jdl.train.topology` gives; those that are here when None.
-        measure: steps to run, to compare with what is predicted; needs devices that are here.
+        measure: most steps to run, to compare with what is predicted, as far as `PATIENCE` reaches; needs
+            devices that are here.
         evaluation: whether to compile the evaluation sets' programs too.
 
     Yields:
@@ -129,13 +130,18 @@ def put(tree: PyTree, sharding: Any) -> PyTree:
     )
 
 
-def _measured(program: Program, source: Any, steps: int) -> float:
-    """Seconds of a training step, over ``steps`` of them after a first few."""
+PATIENCE = 10.0
+"""Seconds that measured steps may take, but for two to begin with."""
+
+
+def _measured(program: Program, source: Any, steps: int) -> tuple[float, int]:
+    """Seconds of a training step, over at most so many after the first, and over how many."""
     state, sums = program.init(), program.zeros
-    done, seconds = 0, 0.0
-    for several in (3, steps):
-        start = time.perf_counter()
-        stop = done + several
+    done = 0
+
+    def run(several: int) -> float:
+        nonlocal state, sums, done
+        start, stop = time.perf_counter(), done + several
         while done < stop:
             after = stop if program.steps_at_once else done + 1
             state, sums, found = program.advance(state, sums, source, done, after)
@@ -143,5 +149,8 @@ def _measured(program: Program, source: Any, steps: int) -> float:
             if program.in_turn:
                 jax.block_until_ready(found)
         jax.block_until_ready(state)
-        seconds = (time.perf_counter() - start) / several
-    return seconds
+        return time.perf_counter() - start
+
+    run(1)
+    several = max(1, min(steps, int(PATIENCE / run(1))))
+    return run(several) / several, several

@@ -234,11 +234,17 @@ def test_what_cannot_fit_is_refused_with_the_nearest_setting_that_does(
     with train.planning() as plan:
         train.fit(made, examples, 9, mesh="data:1")
     assert plan.costs["train"].fits
-    limited(memory.total - memory.temporaries / 2 - 1)
+    # Gradients stay as large as they are, and what else a step computes shrinks with its examples.
+    shrinking = memory.temporaries - memory.parameters
+    limited(memory.total - shrinking / 2 - 1)
     with pytest.raises(
         train.DoesNotFit, match="a batch 4 times smaller .* in 4 times as many parts"
     ) as refused:
         train.fit(made, examples, 9, mesh="data:1")
+    with pytest.raises(train.DoesNotFit, match="a batch 3 times smaller"):
+        train.fit(made, data.shuffled(arrays(), 129, resident=False), 9, mesh="data:1")
+    with pytest.raises(train.DoesNotFit, match="a batch 127 times smaller"):
+        train.fit(made, data.shuffled(arrays(), 127, resident=False), 9, mesh="data:1")
     assert refused.value.needed == memory.total
     assert f"parameters {cost.gib(memory.parameters)}" in str(refused.value)
     # Half of what the rest leaves is for the state, so that something remains for what a step computes.
@@ -254,7 +260,8 @@ def test_what_cannot_fit_is_refused_with_the_nearest_setting_that_does(
 
 def test_what_is_shared_already_is_shared_over_more(devices: list[jax.Device]) -> None:
     half = cost.Memory(parameters=80, optimizer=160, other=0, data=10, results=0, temporaries=40, code=0)
-    refused = cost._too_large(half, 290, ROUND._replace(memory=100), train.make_mesh("data:2,fsdp:4"))
+    chip = ROUND._replace(memory=100)
+    refused = cost._too_large(half, 290, chip, train.make_mesh("data:2,fsdp:4"), 16)
     # 960 bytes in all, of which 45 a device.
     assert 'mesh="fsdp:32"' in str(refused)
 
