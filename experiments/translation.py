@@ -88,6 +88,9 @@ class Config:
     """Decay of the moving average of the weights that translate; 0 takes the latest."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that the model computes in; parameters are float32."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the Transformer's blocks compute again for the gradient rather than keep: nothing, all but the
+    results of matrix products, or all."""
     beams: int = 5
     """Beams of the search; 1 is greedy."""
     length_penalty: float = 1.0
@@ -104,6 +107,8 @@ def network(config: Config, vocab_size: int) -> Any:
     """The module that the configuration describes."""
     dtype = jnp.bfloat16 if config.dtype == "bfloat16" else None
     if config.model == "lstm":
+        if config.remat != "none":
+            raise ValueError("remat is of the Transformer's blocks; an LSTM has none")
         return models.Seq2Seq(
             vocab_size,
             vocab_size,
@@ -122,6 +127,7 @@ def network(config: Config, vocab_size: int) -> Any:
         hidden=config.hidden,
         dropout=config.dropout,
         dtype=dtype,
+        remat=None if config.remat == "none" else config.remat,
     )
 
 

@@ -60,6 +60,8 @@ class Config(images.Config):
     """Share of values dropped after the positions and inside the blocks, in training."""
     stochastic_depth: float = 0.0
     """Probability of dropping the last block's branches in training; it grows from 0 along the depth."""
+    remat: bool = False
+    """Compute the inside of blocks again for the gradient rather than keep it, to save memory."""
 
 
 def model(config: Config) -> models.ViT:
@@ -74,6 +76,7 @@ def model(config: Config) -> models.ViT:
         pool=config.pool,
         dropout=config.dropout,
         stochastic_depth=config.stochastic_depth,
+        remat=config.remat,
     )
 
 

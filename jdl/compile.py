@@ -117,6 +117,9 @@ def run(
     report |= {"fits": True, "programs": programs, "table": {n: str(c) for n, c in plan.costs.items()}}
     if plan.seconds is not None:
         report["measured"] = {"seconds": plan.seconds, "steps": plan.measure}
+        # A GPU and a TPU say what they used; a CPU does not.
+        used = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+        report["measured"] |= {} if used is None else {"memory": used}
     return report
 
 
@@ -268,6 +271,9 @@ def text(report: dict[str, Any]) -> str:
             f"least {duration(expected['seconds'])}, {duration(expected['without_overlap'])} if nothing "
             f"overlaps; {reached:.0f} % of the peak reached",
         ]
+        if "memory" in measured:
+            needed = report["programs"]["train"]["memory"]["total"]
+            lines += [f"memory: {gib(measured['memory'])} at its peak; predicted: {gib(needed)}"]
     else:
         lines += ["", f"an estimate: {report['estimate']}. It assumes:"]
         lines += [f"- {assumption}" for assumption in report["programs"]["train"]["roofline"]["assumptions"]]

@@ -96,6 +96,9 @@ def test_local_devices_are_predicted_and_measured(
     assert report["measured"]["seconds"] >= training["roofline"]["seconds"] > 0
     assert set(training["roofline"]["parts"]) == {"products", "memory", "collectives"}
     printed = capsys.readouterr().out
+    assert "memory" not in report["measured"]
+    report["measured"]["memory"] = 2**20
+    assert "memory: 1.0 MiB at its peak; predicted: " in ahead.text(report)
     assert "measured: " in printed
     assert "--- test, compiled in" in printed
 

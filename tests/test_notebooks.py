@@ -141,6 +141,27 @@ def test_new_tables_make_the_outputs_of_a_notebook_that_draws_them_stale(monkeyp
     assert notebooks.fingerprint(other) == before[1]
 
 
+def test_large_pictures_and_films_are_made_smaller():
+    rng = np.random.default_rng(0)
+
+    def kept(image, kind, **options):
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        told = base64.b64encode(buffer.getvalue()).decode()
+        made = notebooks.smaller(told)
+        assert len(made) <= len(told)
+        return Image.open(io.BytesIO(base64.b64decode(made)))
+
+    def noise(side):
+        return Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8))
+
+    assert len(kept(noise(40), "PNG").convert("RGB").getcolors(2**16)) > 32
+    assert len(kept(noise(400), "PNG").convert("RGB").getcolors(2**16)) <= 32
+    film = [noise(40) for _ in range(5)]
+    made = kept(film[0], "GIF", save_all=True, append_images=film[1:], duration=80)
+    assert (made.n_frames, made.info["duration"]) == (3, 160)
+
+
 def test_changed_code_makes_outputs_stale_and_changed_words_do_not():
     notebook = notebooks.read(NOTEBOOKS[0])
     notebook.metadata["jdl"] = {"code": notebooks.fingerprint(notebook)}

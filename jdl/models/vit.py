@@ -86,6 +86,7 @@ class ViT(linen.Module):
         stochastic_depth: probability of dropping the last block's branches; it grows from 0 along the depth.
         epsilon: added to variances.
         dtype: of the computation; parameters stay float32.
+        remat: computes the inside of each block again for the gradient rather than keep it, to save memory.
 
     Raises:
         ValueError: if the input is not images [B, H, W, C] that patches tile, or of another size than the
@@ -107,6 +108,7 @@ class ViT(linen.Module):
     stochastic_depth: float = 0.0
     epsilon: float = 1e-6
     dtype: Any = None
+    remat: bool = False
 
     @linen.compact
     def __call__(self, inputs: jax.Array, train: bool = False) -> jax.Array:
@@ -128,9 +130,10 @@ class ViT(linen.Module):
             x_BTD = jnp.concatenate([jnp.broadcast_to(token, (B, 1, self.width)), x_BTD], 1)
         x_BTD = x_BTD + self._positions(x_BTD.shape[1], (H, W)).astype(x.dtype)
         x_BTD = linen.Dropout(self.dropout, deterministic=not train)(x_BTD)
+        block = linen.remat(EncoderBlock, static_argnums=(2,)) if self.remat else EncoderBlock
         blocks = [
             functools.partial(
-                EncoderBlock,
+                block,
                 self.num_heads,
                 self.hidden or 4 * self.width,
                 self.dropout,

@@ -153,3 +153,21 @@ def test_fused_projections_round_trip(rules):
         jax.eval_shape(model.init, jax.random.key(0), images), tensors, getattr(names, rules)
     )
     jax.tree.map(np.testing.assert_array_equal, back, variables)
+
+
+def test_remat_computes_the_same_from_the_same_parameters():
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+
+    def gradient(model):
+        def loss(variables):
+            return jnp.square(
+                model.apply(variables, x, train=True, rngs={"dropout": jax.random.key(2)})
+            ).sum()
+
+        return jax.grad(loss)
+
+    plain, again = (ViT(4, 8, 2, 2, num_classes=3, dropout=0.1, remat=remat) for remat in (False, True))
+    variables = jax.jit(plain.init)(jax.random.key(0), x)
+    assert "remat" in str(jax.make_jaxpr(gradient(again))(variables))
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, *(jax.jit(gradient(model))(variables) for model in (plain, again)))

@@ -119,6 +119,18 @@ def test_tensor_parallel_sums_activations_twice_a_block_each_way(tpus):
 
 
 @pytest.mark.slow
+def test_three_axes_exchange_what_each_of_them_does(tpus):
+    found, held, size = compiled(tpus, "data:2,fsdp:2,tensor:2")
+    activation = 4 * B * T * D / 4  # Of the examples that a pair of devices has.
+    # fsdp: half of what a device of tensor has comes from the other, forward and back.
+    assert 2 * 0.9 * size / 2 <= found["all-gather"].bytes <= 2 * 4 * 1.3 * size / 2
+    # tensor: two sums a block each way, and one at the ends; data: the share of the gradients.
+    assert 9 * activation <= found["all-reduce"].bytes <= 12 * activation + 1.3 * 4 * size / 2
+    assert found["all-reduce"].times <= 30
+    assert held <= 1.4 * 8 * size / 4
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [None, 16], ids=["whole", "chunked"])
 def test_a_split_sequence_gathers_keys_and_values_alone_and_nobody_works_twice(tpus, chunk):
     program, size = step_of(tpus, "sequence:8", chunk=chunk)
