@@ -155,7 +155,7 @@ def main(config: Config) -> dict[str, dict[str, list[float]]]:
     study.once(folder / "modes.json", lambda: found)
     study.offer(
         folder, "eight_gaussians", config,
-        name="eight_gaussians", title="Modes of eight Gaussians that a GAN's samples reach", group="Images",
+        name="eight_gaussians", title="Modes of eight Gaussians that a GAN's samples reach", group="GANs",
         metric="modes covered", goal="max", unit="of 8",
         rows=tuple(ledger.Row(name.replace("_", " "), tuple(each["modes"])) for name, each in found.items()),
         subject=None, note="A block is a seed.",
