@@ -51,7 +51,7 @@ SMALL = {
         "DEPTH": 1,
         "WIDTH": 32,
         "MESHES": ("data:1", "data:2,fsdp:2,tensor:2"),
-        "TOPOLOGY": "",
+        "TOPOLOGY": "v5e:2x4" if importlib.util.find_spec("libtpu") else "",
     },
 }
 # What each notebook says of what it trained, and what that comes to at full size.
