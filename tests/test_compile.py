@@ -187,6 +187,19 @@ def test_compiles_for_tpus_that_are_not_here(experiment: str) -> None:
     assert "does not fit" in ahead.text(refused)
 
 
+class Same:
+    """One batch, at every step and as an evaluation set."""
+
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+
+    def __call__(self, step: Any) -> Any:
+        return self.batch
+
+    def __len__(self) -> int:
+        return 1
+
+
 @pytest.mark.slow
 @needs_libtpu
 def test_every_architecture_compiles_for_a_tpu() -> None:
@@ -197,9 +210,7 @@ def test_every_architecture_compiles_for_a_tpu() -> None:
     for name, make in (MODEL_SUBJECTS | PAIRED).items():
         subject = make()
 
-        def batches(step: Any, batch: Any = subject.batch) -> Any:
-            return batch
-
+        batches = Same(subject.batch)
         try:
             with train.planning(devices, evaluation=True) as plan:
                 train.fit(
