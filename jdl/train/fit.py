@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -250,7 +251,7 @@ def _checked_first(what: str, batches: Any, learner: Learner, mesh: Mesh) -> Any
 
 def _on_each(first: Any, mesh: Mesh) -> int:
     """How many examples of a batch, of which this process has ``first``, a device has."""
-    rows = jax.tree.leaves(dict(first))[0].shape[0] * jax.process_count()
+    rows = np.shape(jax.tree.leaves(dict(first))[0])[0] * jax.process_count()
     return int(rows // math.prod(mesh.shape[name] for name in batch_axes(mesh)))
 
 
