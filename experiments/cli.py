@@ -96,7 +96,7 @@ def dry_run(main: Callable[[C], Any], config: C) -> str:
     try:
         plan = ahead.planned(main, config, None, MEASURED, evaluation=False)
     except train.DoesNotFit as error:
-        tried = list(ahead.searched(main, config, None, jax.device_count()))
+        tried = list(ahead.searched(main, config, None, jax.device_count(), error.parts))
         raise ValueError("\n".join([str(error), *ahead.told(tried)])) from None
     predicted = plan.costs["train"]
     told = f"{predicted}\n\n{predicted.sentence(plan.steps)}"

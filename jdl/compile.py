@@ -111,7 +111,7 @@ def run(
         report |= {"fits": False, "problem": str(error), "needed": error.needed, "tried": []}
         if search:
             count = len(devices or jax.devices())
-            report["tried"] = list(searched(module.main, config, devices, count))
+            report["tried"] = list(searched(module.main, config, devices, count, error.parts))
         return report
     programs = {name: cost.to_json() for name, cost in plan.costs.items()}
     report |= {"fits": True, "programs": programs, "table": {n: str(c) for n, c in plan.costs.items()}}
@@ -191,8 +191,11 @@ def _with(config: Any, **execution: Any) -> Any:
 Change = tuple[str, Callable[[Any], Any]]
 
 
-def savings(config: Any, devices: int) -> list[Change]:
-    """The experiment's settings that save memory and are not used yet: the flag, and how to set it."""
+def savings(config: Any, devices: int, least: int = 1) -> list[Change]:
+    """The experiment's settings that save memory and are not used yet: the flag, and how to set it.
+
+    Of a batch's parts those that are no less than half of ``least`` times as many.
+    """
 
     def setting(name: str, value: Any) -> Callable[[Any], Any]:
         return lambda config: dataclasses.replace(config, **{name: value})
@@ -209,13 +212,18 @@ def savings(config: Any, devices: int) -> list[Change]:
     if mesh is not None and "fsdp" not in mesh and devices > 1:
         found.append((f"--mesh fsdp:{devices}", lambda config: _with(config, mesh=f"fsdp:{devices}")))
     parts, size = getattr(config, "accumulate", 0), getattr(config, "batch_size", 0)
+    enough = parts * least / 2
     while parts and size and size % (2 * parts * devices) == 0:
         parts *= 2
+        if parts < enough:
+            continue
         found.append((f"--accumulate {parts}", setting("accumulate", parts)))
     return found
 
 
-def searched(main: Callable[[Any], Any], config: Any, devices: Any, count: int) -> Iterator[dict[str, Any]]:
+def searched(
+    main: Callable[[Any], Any], config: Any, devices: Any, count: int, parts: int = 1
+) -> Iterator[dict[str, Any]]:
     """What compiling with other settings came to: one by one, then all up to one together, until one fits.
 
     Args:
@@ -223,8 +231,9 @@ def searched(main: Callable[[Any], Any], config: Any, devices: Any, count: int) 
         config: its configuration, which does not fit.
         devices: those to compile for; those that are here when None.
         count: how many they are.
+        parts: in how many times as many parts a batch is estimated to fit; far fewer are not tried.
     """
-    changes = savings(config, count)
+    changes = savings(config, count, parts)
     attempts = [[change] for change in changes]
     attempts += [changes[:n] for n in range(2, len(changes) + 1)]
     for attempt in attempts:

@@ -114,7 +114,7 @@ def test_settings_that_save_memory_are_tried_one_by_one_and_then_together(
         return enough(main, config, *rest)
 
     monkeypatch.setattr(ahead, "planned", planned)
-    monkeypatch.setattr(ahead, "savings", lambda config, devices: SAVINGS(config, 1))
+    monkeypatch.setattr(ahead, "savings", lambda config, devices, parts: SAVINGS(config, 1))
     report = ahead.run(experiment, "local", ["--width", "8"])
     assert not report["fits"]
     tried = [attempt["flags"] for attempt in report["tried"]]
@@ -130,6 +130,9 @@ def test_savings_are_the_settings_that_an_experiment_has_and_does_not_use() -> N
     assert flags == ["--dtype bfloat16", "--mesh fsdp:8", *(f"--accumulate {k}" for k in (2, 4, 8))]
     used = Config(batch_size=16, dtype="bfloat16", execution=Execution(mesh="data:2,fsdp:4"))
     assert [flag for flag, _ in ahead.savings(used, 8)] == ["--accumulate 2"]
+    assert [flag for flag, _ in ahead.savings(Config(batch_size=64), 1, 24)][1:] == [
+        f"--accumulate {k}" for k in (16, 32, 64)
+    ]
     for flag, change in ahead.savings(Config(batch_size=64), 8):
         assert change(Config(batch_size=64)) != Config(batch_size=64), flag
 

@@ -184,12 +184,13 @@ class DoesNotFit(ValueError):
     Attributes:
         needed: bytes, as far as the compiler says.
         memory: bytes that there are.
+        parts: in how many times as many parts a batch is estimated to fit; 1 where that is no cure.
     """
 
-    def __init__(self, message: str, needed: float, memory: float) -> None:
+    def __init__(self, message: str, needed: float, memory: float, parts: int = 1) -> None:
         """Keeps the figures beside the sentence."""
         super().__init__(message)
-        self.needed, self.memory = needed, memory
+        self.needed, self.memory, self.parts = needed, memory, parts
 
 
 def cost(traced: Any, state: PyTree, mesh: Mesh, examples: int = 1) -> Cost:
@@ -323,7 +324,8 @@ def _too_large(memory: Memory, needed: float, chip: Chip, mesh: Mesh, examples: 
             n *= 2
         cure = f'the state alone leaves no room: share it over at least {n} devices, with mesh="{FSDP}:{n}"'
     has = f"a device ({chip.name}) has {gib(chip.memory)}"
-    return DoesNotFit(f"a step needs at least {gib(needed)} and {has}: {named}; {cure}", needed, chip.memory)
+    told = f"a step needs at least {gib(needed)} and {has}: {named}; {cure}"
+    return DoesNotFit(told, needed, chip.memory, fitting or 1)
 
 
 def gib(size: float) -> str:

@@ -246,6 +246,7 @@ def test_what_cannot_fit_is_refused_with_the_nearest_setting_that_does(
     with pytest.raises(train.DoesNotFit, match="a batch 127 times smaller"):
         train.fit(made, data.shuffled(arrays(), 127, resident=False), 9, mesh="data:1")
     assert refused.value.needed == memory.total
+    assert refused.value.parts == 4
     assert f"parameters {cost.gib(memory.parameters)}" in str(refused.value)
     # Half of what the rest leaves is for the state, so that something remains for what a step computes.
     state = memory.parameters + memory.optimizer
