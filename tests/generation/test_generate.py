@@ -76,7 +76,9 @@ def test_a_row_is_the_same_whatever_else_is_in_the_batch(others, prompt, place, 
     together = jax.device_get(write(rows, keys, SAMPLER))
     alone = jax.device_get(write([prompt], jax.random.key(seed)[None], SAMPLER))
     for x, y in zip(together, alone, strict=True):
-        np.testing.assert_array_equal(x[place], y[0])
+        # Log-probabilities of one row and of three may be rounded in another order.
+        tolerance = 1e-6 if np.issubdtype(x.dtype, np.floating) else 0
+        np.testing.assert_allclose(x[place], y[0], rtol=tolerance, atol=tolerance)
 
 
 def test_keys_decide_and_are_folded_with_the_row():
