@@ -191,13 +191,10 @@ def main(config: Config) -> running.Outcome:
     )
     gallery.animate()
     made = given(config, config.samples, 4, K)
-
-    def scored() -> dict[str, Any]:
-        samples = generated.sample(outcome.fitted.predict, made)
-        asked = {"agreement": judge.agreement(samples, made["labels"])} if config.conditional else {}
-        return judge.scores(samples) | asked
-
-    scores = study.once(folder / "scores.json", scored)
+    asked = made["labels"] if config.conditional else None
+    scores = study.once(
+        folder / "scores.json", lambda: judge.scores(generated.sample(outcome.fitted.predict, made), asked)
+    )
     outcome = outcome._replace(test={**outcome.test, **scores})
     if not config.execution.quiet:
         print(running.report(generated.told(scores), outcome, "gan"))

@@ -90,21 +90,22 @@ class Judge(NamedTuple):
             "kernel_error": kernel.error,
         }
 
-    def agreement(self, samples: np.ndarray, labels: np.ndarray) -> float:
-        """The share of samples that the classifier takes for what they were to be."""
-        p = audit.featurize(self.probabilities, _parts(samples))
-        return float((p.argmax(1) == labels).mean())
+    def scores(self, samples: np.ndarray, labels: np.ndarray | None = None) -> dict[str, Any]:
+        """All scores of samples, and the distance that the training set has.
 
-    def scores(self, samples: np.ndarray) -> dict[str, Any]:
-        """All scores of samples, and the distance that the training set has."""
+        With the labels that the samples were to have, "agreement" is the share that the classifier takes for
+        them.
+        """
         found, count = self.of(samples), min(len(samples), len(self.test), 5000)
         support = audit.support(self.test[:count], found[:count])
         copies = audit.memorization(self.train, self.test, found[:count])
         p = audit.featurize(self.probabilities, _parts(samples))
         modes = audit.count_modes(p.argmax(1), p.shape[1], at_least=max(1, len(p) // (10 * p.shape[1])))
         floor = audit.frechet_distance(self.moments, audit.moments(lambda x: x, [self.train]))
+        asked = {} if labels is None else {"agreement": float((p.argmax(1) == labels).mean())}
         return {
             **self.distances(samples),
+            **asked,
             "frechet_of_training_set": floor,
             **support._asdict(),
             "classifier_score": audit.classifier_score(p),

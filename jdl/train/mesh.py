@@ -92,15 +92,10 @@ def _laid_out(sizes: tuple[int, ...], names: tuple[str, ...], devices: list[Any]
     return mesh if _are_apart(mesh) else in_order
 
 
-def _owners(mesh: Mesh) -> Any:
-    """The processes that the devices of a mesh belong to."""
-    return np.vectorize(lambda device: device.process_index)(mesh.devices)
-
-
 def _are_apart(mesh: Mesh) -> bool:
     """Whether no example lies in two processes, so that each can read its own part of the data."""
     whole = [i for i, name in enumerate(mesh.axis_names) if name in (TENSOR, SEQUENCE)]
-    owners = _owners(mesh)
+    owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
     return bool((owners.min(axis=tuple(whole)) == owners.max(axis=tuple(whole))).all())
 
 
