@@ -8,8 +8,9 @@ Workloads: mlp, lenet, resnet18, resnet20, mobilenet_v2, vit, unet, lstm, gru, g
 step beside the peers); decoding (a GPT that writes with a cache, one row and many at once), overhead (the
 loop of fit over its compiled step), feeding (whether reading photographs keeps up with training on them),
 startup (process start to first step of an experiment), lenet_job, cifar_job, gpt_job (seconds to a target of
-quality, each run once a seed), growth (time and memory as the work grows), meshes (a GPT's step on one device
-and on eight made of the same cores), predicted (what is said of steps before the first, and what they take).
+quality, each run once a seed), convolutions (where the steps of convolutional networks lose time), growth
+(time and memory as the work grows), meshes (a GPT's step on one device and on eight made of the same cores),
+predicted (what is said of steps before the first, and what they take).
 
 Peers that are not installed are left out, and said so. Each contender is a warm process of its own; they take
 turns in short blocks, and blocks in which other programs ran are thrown away.
@@ -30,7 +31,17 @@ from typing import Any
 import jax
 
 from experiments import ledger
-from experiments.benchmarks import decoding, feeding, growth, jobs, levers, predicted, report, startup
+from experiments.benchmarks import (
+    convolutions,
+    decoding,
+    feeding,
+    growth,
+    jobs,
+    levers,
+    predicted,
+    report,
+    startup,
+)
 from experiments.benchmarks.contenders import TWO, command
 from experiments.benchmarks.harness import Block, Worker, check_equal, started, take_turns
 from experiments.benchmarks.predicted import MEBIBYTE
@@ -385,6 +396,38 @@ def measure_predicted(name: str, options: argparse.Namespace) -> list[ledger.Ben
     ]
 
 
+def measure_convolutions(name: str, options: argparse.Namespace) -> list[ledger.Benchmark]:
+    """The convolutions of networks one by one, in jdl and in PyTorch: where a step loses time."""
+    if "torch" not in options.peers:
+        print(f"{name}: nothing to compare with: PyTorch is not asked for or not installed")
+        return []
+    entries = []
+    for network in convolutions.NETWORKS:
+        rows = convolutions.measure(network)[: 1 + convolutions.SHOWN]
+        more = {
+            row.label: {
+                "PyTorch, ms": statistics.median(row.peer),
+                "GFLOP/s": 1e3 * row.gflop / statistics.median(row.milliseconds),
+                "PyTorch, GFLOP/s": 1e3 * row.gflop / statistics.median(row.peer),
+            }
+            for row in rows
+        }
+        title = WORKLOADS[network].title
+        entries.append(
+            report.entry(
+                f"{network}_convolutions",
+                f"{title}: its convolutions one by one",
+                "time in a step",
+                "ms",
+                {row.label: row.milliseconds for row in rows},
+                options.command,
+                convolutions.NOTE,
+                more=more,
+            )
+        )
+    return entries
+
+
 def measure_growth(name: str, options: argparse.Namespace) -> list[ledger.Benchmark]:
     """Time and memory of a step against what makes it larger, with fitted and expected exponents."""
     del name
@@ -408,6 +451,7 @@ OTHERS: dict[str, Any] = {
     "feeding": measure_feeding,
     "startup": measure_startup,
     **dict.fromkeys(jobs.JOBS, measure_job),
+    "convolutions": measure_convolutions,
     "growth": measure_growth,
     "meshes": measure_meshes,
     "predicted": measure_predicted,
