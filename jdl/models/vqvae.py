@@ -15,6 +15,7 @@ from flax import linen
 
 from jdl.nn import Conv, Stage, as_float
 from jdl.nn.blocks import require_images
+from jdl.nn.doubling import Double, Halve
 from jdl.nn.quantization import Codebook, Quantized
 
 
@@ -37,7 +38,15 @@ class ResidualBlock(linen.Module):
 
 
 class VQEncoder(linen.Module):
-    """Convolutions that halve the image, residual blocks, a 1x1 convolution to vectors."""
+    """Convolutions that halve the image, residual blocks, a 1x1 convolution to vectors.
+
+    Attributes:
+        width: channels; half as many after the first of several halvings.
+        depth: number of residual blocks.
+        halvings: how often the image is halved.
+        size: D, of a vector.
+        dtype: of the computation.
+    """
 
     width: int
     depth: int
@@ -50,7 +59,7 @@ class VQEncoder(linen.Module):
         """Images [B, H, W, C] to vectors [B, h, w, D]."""
         for i in range(self.halvings):
             width = self.width // 2 if i == 0 and self.halvings > 1 else self.width
-            x_BHWC = jax.nn.relu(Conv(width, (4, 4), (2, 2), dtype=self.dtype, name=f"down{i + 1}")(x_BHWC))
+            x_BHWC = jax.nn.relu(Halve(width, dtype=self.dtype, name=f"down{i + 1}")(x_BHWC))
         x_BHWC = Conv(self.width, (3, 3), dtype=self.dtype, name="conv")(x_BHWC)
         block = functools.partial(ResidualBlock, max(1, self.width // 4), self.dtype)
         x_BHWC = jax.nn.relu(Stage([block] * self.depth, name="blocks")(x_BHWC, train))
@@ -58,7 +67,15 @@ class VQEncoder(linen.Module):
 
 
 class VQDecoder(linen.Module):
-    """A convolution, residual blocks, transposed convolutions that double the image."""
+    """A convolution, residual blocks, transposed convolutions that double the image.
+
+    Attributes:
+        width: channels; half as many between two doublings.
+        depth: number of residual blocks.
+        doublings: how often the map is doubled.
+        outputs: channels of what it gives.
+        dtype: of the computation.
+    """
 
     width: int
     depth: int
@@ -75,7 +92,7 @@ class VQDecoder(linen.Module):
         for i in range(self.doublings):
             is_last = i == self.doublings - 1
             width = self.outputs if is_last else self.width // 2
-            up = linen.ConvTranspose(width, (4, 4), (2, 2), dtype=self.dtype, name=f"up{i + 1}")
+            up = Double(width, dtype=self.dtype, name=f"up{i + 1}")
             x = up(x) if is_last else jax.nn.relu(up(x))
         return x
 
