@@ -74,7 +74,7 @@ class Config:
     architecture: Literal["convolutional", "residual"] = "convolutional"
     """DCGAN's networks, or the residual ones of Gulrajani et al. and Miyato et al."""
     conditional: bool = False
-    """Give both players the labels: embedded beside the latents and as one more channel (convolutional), or
+    """Give both players the labels: one-hot beside the latents and as one more channel (convolutional), or
     in the generator's normalisation and by projection (residual)."""
     width: int = 32
     """Features of the networks; 64 in DCGAN, 256 and 128 in the residual ones as published."""

@@ -11,9 +11,9 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -94,6 +94,8 @@ def losses(name: str, real: Any, fake: Any) -> tuple[Any, Any]:
         return (softplus(-real) + softplus(fake)).mean(), softplus(-fake).mean()
     if name == "wasserstein":
         return (fake - real).mean(), -fake.mean()
+    if name != "hinge":
+        raise ValueError(f"the peer has no loss {name!r}")
     return (relu(1 - real) + relu(1 + fake)).mean(), -fake.mean()
 
 
@@ -105,6 +107,44 @@ def penalty(judge: Any, real: Any, fake: Any) -> Any:
     x = (share * real + (1 - share) * fake).requires_grad_()
     slope = torch.autograd.grad(judge(x).sum(), x, create_graph=True)[0]
     return (slope.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+class Players(NamedTuple):
+    """The generator and the discriminator, and the optimisers of their parameters."""
+
+    make: Any
+    judge: Any
+    of_make: Any
+    of_judge: Any
+
+
+def take_turn(players: Players, recipe: gan.Recipe, reals: Sequence[Any], latents: int) -> tuple[Any, Any]:
+    """One update of the discriminator for each batch [B, C, H, W], and one of the generator.
+
+    With one batch the generator learns from the images that the discriminator has just judged, as in jdl.
+
+    Returns:
+        The last losses of the discriminator and of the generator.
+    """
+    import torch
+
+    make, judge, of_make, of_judge = players
+    is_even = len(reals) == 1
+    for real in reals:
+        with torch.set_grad_enabled(is_even):
+            fake = make(torch.randn(len(real), latents, device=real.device))
+        judged, _ = losses(recipe.loss, judge(real), judge(fake.detach()))
+        if recipe.penalty:
+            judged = judged + recipe.penalty * penalty(judge, real, fake.detach())
+        of_judge.zero_grad(set_to_none=True)
+        judged.backward()
+        of_judge.step()
+    logits = judge(fake if is_even else make(torch.randn(len(real), latents, device=real.device)))
+    _, made = losses(recipe.loss, logits, logits)
+    of_make.zero_grad(set_to_none=True)
+    made.backward()
+    of_make.step()
+    return judged.detach(), made.detach()
 
 
 def match(config: Config, shape: tuple[int, ...]) -> tuple[Any, Callable[[Callable[[], Any]], None]]:
@@ -122,31 +162,21 @@ def match(config: Config, shape: tuple[int, ...]) -> tuple[Any, Callable[[Callab
     """
     import torch
 
-    if config.architecture != "convolutional" or config.conditional or config.augment or config.r1:
-        raise ValueError("the peer has the convolutional networks, without labels, augmentation or r1")
+    extras = config.conditional or config.augment or config.r1 or config.averaging
+    if config.architecture != "convolutional" or extras:
+        raise ValueError(
+            "the peer has the convolutional networks, without labels, augmentation, r1 or averaging"
+        )
     torch.manual_seed(config.seed)
     recipe, judges, size = gan.RECIPES[config.recipe], gan.updates(config), (shape[0], shape[1])
     make = generator(size, shape[2], config.width, config.latents)
     judge = discriminator(size, shape[2], config.width, recipe.normalization)
     rate = config.learning_rate or recipe.learning_rate
     of_make, of_judge = (torch.optim.Adam(net.parameters(), rate, recipe.betas) for net in (make, judge))
+    players = Players(make, judge, of_make, of_judge)
 
     def turn(batch: Callable[[], Any]) -> None:
-        for _ in range(judges):
-            real = batch()
-            with torch.no_grad():
-                fake = make(torch.randn(len(real), config.latents))
-            loss, _ = losses(recipe.loss, judge(real), judge(fake))
-            if recipe.penalty:
-                loss = loss + recipe.penalty * penalty(judge, real, fake)
-            of_judge.zero_grad(set_to_none=True)
-            loss.backward()
-            of_judge.step()
-        logits = judge(make(torch.randn(config.batch_size, config.latents)))
-        _, loss = losses(recipe.loss, logits, logits)
-        of_make.zero_grad(set_to_none=True)
-        loss.backward()
-        of_make.step()
+        take_turn(players, recipe, [batch() for _ in range(judges)], config.latents)
 
     return make, turn
 

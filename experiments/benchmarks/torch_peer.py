@@ -182,24 +182,14 @@ def _gan(given: Given, compiled: bool) -> tuple[Step, int]:
         )
         for player, network in given.workload.network().items()
     )
-    of_make, of_judge = (
+    optimizers = (
         torch.optim.Adam(net.parameters(), recipe.learning_rate, recipe.betas, fused=True)
         for net in (make, judge)
     )
+    players = torch_gan.Players(make, judge, *optimizers)
 
     def step(real: Any, labels: Any) -> tuple[Any, ...]:
         del labels
-        with torch.no_grad():
-            fake = make(torch.randn(len(real), config.latents, device=real.device))
-        judged, _ = torch_gan.losses(recipe.loss, judge(real), judge(fake))
-        of_judge.zero_grad(set_to_none=True)
-        judged.backward()
-        of_judge.step()
-        logits = judge(make(torch.randn(len(real), config.latents, device=real.device)))
-        _, made = torch_gan.losses(recipe.loss, logits, logits)
-        of_make.zero_grad(set_to_none=True)
-        made.backward()
-        of_make.step()
-        return judged.detach(), made.detach()
+        return torch_gan.take_turn(players, recipe, [real], config.latents)
 
     return step, _count(make, judge)

@@ -32,9 +32,11 @@ def gan(
     """Two players in turn, each by gradient steps against the other as it then is.
 
     A step takes one batch and makes all updates of a turn in one program: first those of the discriminator,
-    each on an equal part of the batch, then those of the generator, each with new latents for such a part.
-    So a critic that makes five updates for one of the generator takes batches of five times the size, and any
-    ratio is a pair of numbers. `jdl.learners.averaged` around it averages the generator once a turn.
+    each on an equal part of the batch, then those of the generator, each with new latents for such a part;
+    with one update each, the generator learns from the examples that the discriminator has just judged,
+    which are made once. So a critic that makes five updates for one of the generator takes batches of five
+    times the size, and any ratio is a pair of numbers. `jdl.learners.averaged` around it averages the
+    generator once a turn.
 
     Args:
         players: the tasks, as `jdl.tasks.gan` makes them.
@@ -74,14 +76,12 @@ def gan(
         )
     makes = gradient(players.generator, generator_tx)
     judges = gradient(players.discriminator, discriminator_tx)
+    is_even = generator_steps == discriminator_steps == 1
 
     def init(key: Array, batch: Batch) -> Match:
         init_key, run_key = jax.random.split(key)
         made = dict(players.generator.init(init_key, batch))
         judged = dict(made.pop(OPPONENT))
-        # With one update each, both draw the same latents: what the discriminator has just judged is what the
-        # generator learns from, and is computed once.
-        is_even = generator_steps == discriminator_steps == 1
         other_key = run_key if is_even else jax.random.fold_in(run_key, 1)
         return Match(_begin(made, run_key, generator_tx), _begin(judged, other_key, discriminator_tx))
 
@@ -89,6 +89,9 @@ def gan(
         parts = _interleaved(dict(batch), discriminator_steps)
 
         def judge(player: State, part: Batch) -> tuple[State, Metrics]:
+            if is_even:
+                # Equal anyway. That they are the same lets the compiler see that both draw the same latents.
+                player = player._replace(key=state.generator.key, step=state.generator.step)
             return _against(judges, player, makes.variables(state.generator), part)
 
         discriminator, judged = _in_turn(judge, state.discriminator, parts, discriminator_steps)

@@ -185,8 +185,9 @@ class Autoencoder(linen.Module):
         if self.code_activation is not None:
             code_BZ = self.code_activation(code_BZ)
         if self.sparsity is not None:
-            least = jax.lax.top_k(code_BZ, self.sparsity)[0][:, -1:]
-            code_BZ = jnp.where(code_BZ >= least, code_BZ, 0)
+            # By their places: of equal entries no more than so many are kept.
+            kept = jax.lax.top_k(code_BZ, self.sparsity)[1]
+            code_BZ = code_BZ * jax.nn.one_hot(kept, code_BZ.shape[-1], dtype=code_BZ.dtype).sum(1)
         return code_BZ
 
     def decode(self, code_BZ: jax.Array, train: bool = False) -> jax.Array:

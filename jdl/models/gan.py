@@ -94,7 +94,7 @@ class MLPGenerator(linen.Module):
     Attributes:
         shape: (height, width, channels) of an image.
         features: widths of the hidden layers.
-        num_classes: classes whose embedding stands beside the latents; 0 for none.
+        num_classes: classes, which stand beside the latents as one-hot numbers; 0 for none.
         activation: of hidden layers.
         dtype: of the computation; parameters stay float32.
 
@@ -117,7 +117,7 @@ class MLPGenerator(linen.Module):
     @linen.compact
     def __call__(self, inputs: Any, train: bool = False) -> jax.Array:
         """Latents [B, Z] to images [B, H, W, C] in -1..1."""
-        x = _with_embedding(inputs, self.num_classes, self.dtype)
+        x = _with_classes(inputs, self.num_classes, self.dtype)
         for width in self.features:
             x = self.activation(Dense(width, dtype=self.dtype)(x))
         x = Dense(math.prod(self.shape), dtype=self.dtype)(x)
@@ -132,7 +132,7 @@ class DCGANGenerator(linen.Module):
             the map to begin with: 4x4 for 32x32 and 64x64, 7x7 for 28x28.
         channels: of an image.
         width: features before the last convolution; each one before has twice as many.
-        num_classes: classes whose embedding stands beside the latents; 0 for none.
+        num_classes: classes, which stand beside the latents as one-hot numbers; 0 for none.
         dtype: of the computation; parameters stay float32.
 
     Raises:
@@ -162,7 +162,7 @@ class DCGANGenerator(linen.Module):
         n = _doublings(self.size)
         height, width = (side // 2**n for side in self.size)
         F = self.width * 2 ** (n - 1)
-        x = _with_embedding(inputs, self.num_classes, self.dtype)
+        x = _with_classes(inputs, self.num_classes, self.dtype)
         x = Dense(height * width * F, kernel_init=_NORMAL, use_bias=False, dtype=self.dtype)(x)
         x = self._normalised(x.reshape(-1, height, width, F), train)
         for i in reversed(range(n - 1)):
@@ -216,7 +216,8 @@ class DCGANDiscriminator(linen.Module):
         x = as_float(images, self.dtype)
         if labels is not None:
             size = images.shape[1:3]
-            plane = linen.Embed(self.num_classes, math.prod(size), dtype=self.dtype, name="planes")(labels)
+            embed = SpectralEmbed if spectral else linen.Embed
+            plane = embed(self.num_classes, math.prod(size), dtype=self.dtype, name="planes")(labels)
             x = jnp.concatenate([x, plane.reshape(-1, *size, 1).astype(x.dtype)], -1)
         for i in range(_doublings(images.shape[1:3])):
             is_normalised = self.normalization == "batch" and i > 0
@@ -352,15 +353,17 @@ class ResNetDiscriminator(linen.Module):
         return logits
 
 
-def _with_embedding(inputs: Any, num_classes: int, dtype: Any) -> jax.Array:
-    """Latents [B, Z], and beside them, where there are classes, as many numbers of the label's embedding."""
+def _with_classes(inputs: Any, num_classes: int, dtype: Any) -> jax.Array:
+    """Latents [B, Z], and beside them, where there are classes, the label as one-hot numbers.
+
+    One number of size one a class, as published: an embedding as large as the latents drowns them out, and
+    the generator learns one image a class.
+    """
     z, labels = parts(inputs, "latents", num_classes)
     z = as_float(z, dtype)
     if labels is None:
         return z
-    init = linen.initializers.normal(1.0)
-    embedding = linen.Embed(num_classes, z.shape[-1], embedding_init=init, name="classes")(labels)
-    return jnp.concatenate([z, embedding.astype(z.dtype)], -1)
+    return jnp.concatenate([z, jax.nn.one_hot(labels, num_classes, dtype=z.dtype)], -1)
 
 
 def _doublings(size: tuple[int, ...]) -> int:

@@ -110,10 +110,12 @@ def discretized_logistic(levels: int = 256, mixtures: int = 1) -> Likelihood:
     Args:
         levels: L; 256 for bytes.
         mixtures: K. One component has the outputs m and log s; more have [K] logits of w, [K] m, [K] log s.
-            m = 0 is mid-grey and -1 and 1 are black and white; s has the same unit.
+            m = 0 is mid-grey and -1 and 1 are black and white; s has the same unit, and log s is held within
+            -7 and 7.
 
     Returns:
-        The likelihood. Values of x are rounded to their nearest level; its mean is that before rounding.
+        The likelihood. Values of x are rounded to their nearest level; its mean is that before rounding,
+        of a variable held within black and white: s / 2 [softplus((1 + m) / s) - softplus((m - 1) / s)].
 
     Raises:
         ValueError: for fewer than 2 levels or 1 component.
@@ -138,9 +140,9 @@ def discretized_logistic(levels: int = 256, mixtures: int = 1) -> Likelihood:
         outputs = outputs.astype(jnp.float32)
         if K == 1:
             mean, log_scale = outputs[..., :1], outputs[..., 1:]
-            return jnp.zeros_like(mean), mean, jnp.maximum(log_scale, -7.0)
+            return jnp.zeros_like(mean), mean, jnp.clip(log_scale, -7.0, 7.0)
         logits, mean, log_scale = jnp.split(outputs, 3, -1)
-        return jax.nn.log_softmax(logits), mean, jnp.maximum(log_scale, -7.0)
+        return jax.nn.log_softmax(logits), mean, jnp.clip(log_scale, -7.0, 7.0)
 
     def log_prob(outputs: Array, x: Array) -> Array:
         outputs, x = _floats(outputs, x, parameters)
@@ -158,8 +160,11 @@ def discretized_logistic(levels: int = 256, mixtures: int = 1) -> Likelihood:
         return jax.nn.logsumexp(log_weight + each, -1)
 
     def mean(outputs: Array) -> Array:
-        log_weight, means, _ = parts(outputs)
-        return (jnp.exp(log_weight) * (jnp.clip(means, -1, 1) + 1) / 2).sum(-1)
+        log_weight, means, log_scale = parts(outputs)
+        s = jnp.exp(log_scale)
+        # The integral of P(X > t) from black to white.
+        each = s / 2 * (jax.nn.softplus((1 + means) / s) - jax.nn.softplus((means - 1) / s))
+        return (jnp.exp(log_weight) * each).sum(-1)
 
     def sample(key: Array, outputs: Array) -> Array:
         choice_key, noise_key = jax.random.split(key)

@@ -47,7 +47,16 @@ class Codebook(linen.Module):
         size: D.
         decay: as above.
         restart: an entry whose N_k falls below this becomes one of the batch's vectors, drawn from the
-            stream "sample", so that none lies where no vector ever comes; 0 for never. Needs ``decay``.
+            stream "sample" with probabilities as their weights, so that none lies where no vector ever comes;
+            0 for never. It begins with N_k = 1: a ``restart`` of 1 or more gives it one batch to be used in.
+            Needs ``decay``.
+
+    Example:
+        >>> book = Codebook(entries=8, size=2)
+        >>> vectors = jnp.ones((3, 4, 2))
+        >>> found, _ = book.init_with_output(jax.random.key(0), vectors)
+        >>> found.values.shape, found.codes.shape, found.usage.shape
+        ((3, 4, 2), (3, 4), (3, 8))
 
     Reference:
         Van den Oord, Vinyals and Kavukcuoglu, "Neural discrete representation learning", 2017, section 3.2
@@ -112,12 +121,11 @@ class Codebook(linen.Module):
             self.decay is None,
         )
         if train and self.decay is not None and not self.is_initializing():
-            if weights_B is not None:
-                chosen_NK = chosen_NK * jnp.repeat(weights_B, len(x_ND) // B).reshape(-1, 1)
-            self._follow(x_ND, chosen_NK)
+            weights_N = jnp.ones(len(x_ND)) if weights_B is None else jnp.repeat(weights_B, len(x_ND) // B)
+            self._follow(x_ND, chosen_NK * weights_N.reshape(-1, 1), weights_N)
         return quantized
 
-    def _follow(self, x_ND: jax.Array, chosen_NK: jax.Array) -> None:
+    def _follow(self, x_ND: jax.Array, chosen_NK: jax.Array, weights_N: jax.Array) -> None:
         assert self.decay is not None
         n_K, s_KD = core.psum((chosen_NK.sum(0), chosen_NK.T @ x_ND))
         counts_K = self.decay * self.counts_K.value + (1 - self.decay) * n_K
@@ -125,7 +133,7 @@ class Codebook(linen.Module):
         entries_KD = sums_KD / jnp.maximum(counts_K, 1e-12).reshape(-1, 1)
         if self.restart:
             is_dead = (counts_K < self.restart).reshape(-1, 1)
-            fresh_KD = self._some(x_ND)
+            fresh_KD = self._some(x_ND, weights_N)
             entries_KD = jnp.where(is_dead, fresh_KD, entries_KD)
             sums_KD = jnp.where(is_dead, fresh_KD, sums_KD)
             counts_K = jnp.where(is_dead[:, 0], 1.0, counts_K)
@@ -134,12 +142,18 @@ class Codebook(linen.Module):
             entries_KD = jnp.where(counts_K.reshape(-1, 1) < 1e-6, self.entries_KD.value, entries_KD)
         self.entries_KD.value, self.sums_KD.value, self.counts_K.value = entries_KD, sums_KD, counts_K
 
-    def _some(self, x_ND: jax.Array) -> jax.Array:
-        """K of the vectors, drawn at random, the same on all devices and in turn from each of them."""
+    def _some(self, x_ND: jax.Array, weights_N: jax.Array) -> jax.Array:
+        """K of the vectors, drawn with probabilities as their weights, the same on all devices."""
         K = self.entries
-        rows = jax.random.randint(self.make_rng("sample"), (K,), 0, len(x_ND))
-        drawn = core.all_gather(x_ND[rows]).reshape(-1, K, x_ND.shape[1])
-        return drawn[jnp.arange(K) % len(drawn), jnp.arange(K)]
+        reach_N = jnp.cumsum(weights_N.astype(jnp.float32))
+        draws_K = jax.random.uniform(self.make_rng("sample"), (K,)) * reach_N[-1]
+        rows_K = jnp.minimum(jnp.searchsorted(reach_N, draws_K, side="right"), len(x_ND) - 1)
+        drawn: tuple[jax.Array, jax.Array] = core.all_gather((x_ND[rows_K][None], reach_N[-1:]))
+        # From each device as many as its share of the weight.
+        shares = jnp.cumsum(drawn[1])
+        places_K = (jnp.arange(K) + 0.5) / K * shares[-1]
+        devices_K = jnp.minimum(jnp.searchsorted(shares, places_K, side="right"), len(shares) - 1)
+        return drawn[0][devices_K, jnp.arange(K)]
 
 
 def perplexity(counts_K: Any) -> jax.Array:

@@ -43,8 +43,8 @@ def test_signals_are_those_of_the_layers(shortcut):
 
 def test_the_study_is_kept_and_is_not_done_twice(tmp_path, monkeypatch, capsys):
     config = depth.Config(
-        dataset="digits", depths=(8,), shortcuts=("padding",), steps=80, batch_size=64, moments=2, measured=32,
-        execution=cli.Execution(str(tmp_path / "study"), "data:1"),
+        dataset="digits", depths=(8,), shortcuts=("padding",), steps=80, batch_size=64, moments=2,
+        measured=32, execution=cli.Execution(str(tmp_path / "study"), "data:1"),
     )  # fmt: skip
     found = depth.main(config)
     assert list(found) == ["ResNet-8"]

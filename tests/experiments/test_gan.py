@@ -1,13 +1,16 @@
 """The GAN experiments on small images: what they keep, score and resume, and their peer in PyTorch."""
 
+import copy
 import json
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from experiments import cli, gan, generated, torch_gan
-from jdl import data
+from jdl import data, learners, tasks
+from jdl.core import summarize
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +115,7 @@ def _as_pytorch(torch, network, variables):
             if kind == "BatchNorm2d":
                 norm = norms.pop(0)
                 layer.weight.copy_(torch.tensor(np.array(norm["scale"])))
+                layer.bias.copy_(torch.tensor(np.array(norm["bias"])))
             elif kind in ("Linear", "Conv2d", "ConvTranspose2d"):
                 given = order.pop(0)
                 kernel = np.array(given["kernel"])
@@ -120,6 +124,8 @@ def _as_pytorch(torch, network, variables):
                 else:
                     kernel = kernel.T if kind == "Linear" else kernel.transpose(3, 2, 0, 1)
                 layer.weight.copy_(torch.tensor(kernel.copy()))
+                if layer.bias is not None:
+                    layer.bias.copy_(torch.tensor(np.array(given["bias"])))
     return network
 
 
@@ -134,6 +140,56 @@ def test_the_peer_has_the_same_networks(torch):
     logits, variables = jax.jit(lambda x: judge.init_with_output(jax.random.key(1), x, train=True))(images)
     peer = _as_pytorch(torch, torch_gan.discriminator((16, 16), 2, 3, "batch"), variables)
     np.testing.assert_allclose(logits, peer(made).detach().numpy()[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dcgan", "wgan_gp"])
+def test_turns_of_the_peer_are_those_of_ours(torch, name, monkeypatch):
+    """From the same weights, images, latents and places of the penalty: every loss of three turns."""
+    recipe, settings = gan.RECIPES[name], config("", width=3, recipe=name)
+    n, B, Z = gan.updates(settings), 4, 5
+    make, judge = gan.networks(settings, (16, 16, 1), 10)
+    players = tasks.gan(
+        make, judge, lambda key, batch: batch["latents"], loss=recipe.loss, gradient_penalty=recipe.penalty,
+        preprocess=generated.to_unit,
+    )  # fmt: skip
+    adam = optax.adam(1e-3, *recipe.betas)
+    learner = learners.gan(players, adam, adam, discriminator_steps=n)
+    rng = np.random.default_rng(0)
+    turns = [
+        {
+            "inputs": rng.integers(0, 256, (n * B, 16, 16, 1), np.uint8),
+            "latents": rng.normal(size=(n * B, Z)).astype(np.float32),
+        }
+        for _ in range(3)
+    ]
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jax.numpy.full(shape, 0.25, dtype))
+    state = jax.jit(learner.init)(jax.random.key(0), turns[0])
+    networks = [
+        _as_pytorch(torch, network, {"params": player.params})
+        for network, player in (
+            (torch_gan.generator((16, 16), 1, 3, Z), state.generator),
+            (torch_gan.discriminator((16, 16), 1, 3, recipe.normalization), state.discriminator),
+        )
+    ]
+    optimizers = [torch.optim.Adam(network.parameters(), 1e-3, recipe.betas) for network in networks]
+    step = jax.jit(learner.step)
+    for turn in turns:
+        x, z = torch.tensor(turn["inputs"].transpose(0, 3, 1, 2) / np.float32(127.5) - 1), turn["latents"]
+        # Every n-th row is a part of a batch; the generator's update has those of the first part.
+        draws = iter([torch.tensor(z[i::n]) for i in [*range(n), *([0] if n > 1 else [])]])
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "randn", lambda *shape, device, draws=draws: next(draws))
+            patch.setattr(torch, "rand", lambda *shape: torch.full(shape, 0.25))
+            _, made = torch_gan.take_turn(
+                torch_gan.Players(*networks, *optimizers), recipe, [x[i::n] for i in range(n)], Z
+            )
+        state, metrics = step(state, turn)
+        assert next(draws, None) is None
+        np.testing.assert_allclose(summarize(metrics)["generator_loss"], made.item(), rtol=1e-4)
+    for network, player in zip(networks, (state.generator, state.discriminator), strict=True):
+        twin = _as_pytorch(torch, copy.deepcopy(network), {"params": player.params})
+        for ours, theirs in zip(twin.parameters(), network.parameters(), strict=True):
+            np.testing.assert_allclose(ours.detach(), theirs.detach(), atol=1e-5)
 
 
 @pytest.mark.parametrize("recipe", gan.RECIPES)

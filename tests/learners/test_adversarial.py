@@ -1,5 +1,7 @@
 """Two players as one learner: what a turn is, what composes with it, and that it learns."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +75,16 @@ def test_a_turn_is_the_updates_of_each_player_one_after_another(makes, judges):
         np.testing.assert_allclose(summarize(metrics)[f"{name}_loss"], loss[name], rtol=1e-5)
     assert (after.generator.step, after.discriminator.step) == (makes, judges)
     assert OPPONENT not in after.generator.collections
+
+
+def test_what_is_judged_is_made_once_where_each_player_makes_one_update():
+    """Products [8, 17] of the generator: one forward for both players, one back through its second layer."""
+    players = tasks.gan(MLP((17, 2)), MLP((16, 1)), latents=3)
+    learner = learners.gan(players, optax.sgd(1e-2), optax.sgd(1e-2))
+    batch = {"inputs": jnp.zeros((8, 2))}
+    state = learner.init(jax.random.key(0), batch)
+    program = jax.jit(learner.step).lower(state, batch).compile().as_text()
+    assert len(re.findall(r"f32\[8,17\]\S* dot\(", program)) == 2
 
 
 def test_metrics_say_whose_they_are():

@@ -44,6 +44,10 @@ def test_a_k_sparse_code_keeps_its_largest():
         largest = np.argsort(before)[-3:]
         np.testing.assert_array_equal(after[largest], before[largest])
         assert np.count_nonzero(after) == 3
+    # Of equal entries, no more than so many either.
+    alike = jax.tree.map(jnp.ones_like, variables)
+    ties = sparse.apply(alike, x, method="encode")
+    np.testing.assert_array_equal((np.asarray(ties) != 0).sum(1), 3)
 
 
 def test_codes_make_the_images_that_they_came_from():

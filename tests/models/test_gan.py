@@ -120,3 +120,25 @@ def test_refuses_in_words_labels_missing_or_not_wanted_and_sizes_that_do_not_fit
         DCGANDiscriminator(2, "layer").init(jax.random.key(0), IMAGES)
     with pytest.raises(ValueError, match="channels first"):
         ResNetDiscriminator(2).init(jax.random.key(0), np.zeros((1, 3, 16, 16)))
+
+
+@pytest.mark.parametrize(
+    "make", [DCGANGenerator((16, 16), 1, 8, 10), MLPGenerator((16, 16, 1), (64,), 10)], ids=["dcgan", "mlp"]
+)
+def test_a_class_does_not_drown_the_latents_out(make):
+    """Or the generator learns one image a class, whatever the latents."""
+    rng = np.random.default_rng(0)
+    given = {"latents": rng.normal(size=(200, 32)).astype(np.float32), "labels": np.arange(200) % 10}
+
+    def spreads(given):
+        images, _ = make.init_with_output(jax.random.key(0), given, train=True)
+        of_class = images.reshape(20, 10, -1)
+        return of_class.std(0).mean(), images.reshape(200, -1).std(0).mean()
+
+    within, overall = jax.jit(spreads)(given)
+    assert within > 0.9 * overall
+    alike = {**given, "labels": np.zeros(200, int)}
+    one, other = (
+        jax.jit(lambda g: make.init_with_output(jax.random.key(0), g)[0])(g) for g in (given, alike)
+    )
+    assert not np.allclose(one, other), "the class has no effect"

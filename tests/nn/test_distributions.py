@@ -62,8 +62,8 @@ def test_probabilities_of_all_levels_add_up_to_one(seed, mixtures, size):
 
 def test_gradients_are_finite_where_a_level_is_all_but_impossible():
     likelihood = discretized_logistic(256)
-    outputs = jnp.array([[0.9, -9.0], [-3.0, -9.0], [3.0, 4.0]])
-    x = jnp.array([0.0, 1.0, 0.5])
+    outputs = jnp.array([[0.9, -9.0], [-3.0, -9.0], [3.0, 4.0], [0.5, 95.0]])
+    x = jnp.array([0.0, 1.0, 0.5, 0.5])
     log_p, gradient = jit(jax.value_and_grad(lambda o: likelihood.log_prob(o, x).sum()))(outputs)
     assert np.isfinite(log_p)
     assert np.isfinite(gradient).all()
@@ -77,6 +77,9 @@ def test_gradients_are_finite_where_a_level_is_all_but_impossible():
         (gaussian(None), [0.3, -0.5]),
         (discretized_logistic(64), [0.1, -2.0]),
         (discretized_logistic(64, 2), [0.5, 0.0, -0.4, 0.4, -2.5, -3.0]),
+        (discretized_logistic(256), [1.0, -1.0]),
+        (discretized_logistic(256), [1.0, 0.0]),
+        (discretized_logistic(256), [-0.9, -0.5]),
     ],
 )
 def test_samples_have_the_mean_and_are_of_the_support(likelihood, outputs):

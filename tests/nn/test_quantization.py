@@ -75,6 +75,26 @@ def test_dead_entries_become_vectors_of_the_batch():
     np.testing.assert_array_equal(changed["codebook"]["entries"][1:], entries[1:])
 
 
+def test_only_vectors_that_count_replace_dead_entries(devices):
+    """Padding has no weight; on two devices each gives as many as its share, one that has none gives none."""
+    layer, vectors = Codebook(4, 2, decay=0.9, restart=99.0), jnp.full((4, 3, 2), 777.0).at[1].set(5.0)
+    variables, weights = layer.init(jax.random.key(0), vectors), jnp.array([0.0, 1.0, 0.0, 0.0])
+
+    def step(variables, vectors, weights):
+        rngs = {"sample": jax.random.key(1)}
+        return layer.apply(variables, vectors, weights, train=True, mutable=["codebook"], rngs=rngs)[1]
+
+    whole = step(variables, vectors, weights)
+    mesh = Mesh(np.array(devices[:2]), (AXIS,))
+    split = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(AXIS), P(AXIS)), out_specs=P(), check_vma=False)
+    for changed in (whole, jit(split)(variables, vectors, weights)):
+        np.testing.assert_array_equal(changed["codebook"]["entries"], np.full((4, 2), 5.0))
+    # Where all count, all are drawn sooner or later.
+    many = Codebook(400, 2, decay=0.9, restart=99.0)
+    _, changed = follow(many, many.init(jax.random.key(0), vectors), vectors)
+    assert 60 < (np.asarray(changed["codebook"]["entries"])[:, 0] == 5).sum() < 140
+
+
 def test_devices_agree_on_the_codebook(devices):
     mesh = Mesh(np.array(devices[:2]), (AXIS,))
     layer = Codebook(4, 2, decay=0.9, restart=0.97)
