@@ -185,7 +185,11 @@ def main(config: Config) -> running.Outcome:
         evaluators=[
             gallery.draw,
             distance,
-            audit.collapse_alarm(given(config, 500, 3, K), preprocess=generated.to_unit),
+            audit.collapse_alarm(
+                given(config, 500, 3, K),
+                preprocess=generated.to_unit,
+                modes=lambda images: judge.classes(generated.to_bytes(images)),
+            ),
         ],
         loggers=[gallery.keep, audit.saturation_alarm()],
     )

@@ -18,19 +18,23 @@ def reconstruction_errors(predict: Callable[[Any], jax.Array], inputs: Any) -> j
 
     Args:
         predict: ``inputs -> reconstructions`` of the same shape.
-        inputs: [B, ...].
+        inputs: [B, ...], floats as ``predict`` was trained on them.
 
     Returns:
         [B], the larger the less the model knows the example.
 
     Raises:
-        ValueError: if what ``predict`` gives has another shape.
+        ValueError: if what ``predict`` gives has another shape, or inputs are whole numbers: bytes and
+            reconstructions in 0..1 would be compared as they are.
 
     Example:
         >>> reconstruction_errors(lambda x: 0 * x, jnp.array([[1.0, 1.0], [0.0, 2.0]])).tolist()
         [1.0, 2.0]
     """
-    x, made = jnp.asarray(inputs, jnp.float32), predict(inputs)
+    x = jnp.asarray(inputs)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"inputs must be floats in the range of the reconstructions; got {x.dtype}")
+    x, made = x.astype(jnp.float32), predict(inputs)
     if made.shape != x.shape:
         raise ValueError(f"inputs of shape {x.shape} were reconstructed as {made.shape}")
     return jnp.square(x - made).reshape(x.shape[0], -1).mean(-1)
@@ -49,7 +53,8 @@ def auroc(scores: Any, labels: Any) -> float:
         Between 0 and 1; 0.5 for scores that say nothing.
 
     Raises:
-        ValueError: if the shapes differ, a score is not a number, or one of the kinds is missing.
+        ValueError: if the shapes differ, a score is not a number, a label is neither 0 nor 1, or one of the
+            kinds is missing.
 
     Example:
         >>> auroc([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
@@ -59,7 +64,10 @@ def auroc(scores: Any, labels: Any) -> float:
         Hanley and McNeil, "The meaning and use of the area under a receiver operating characteristic (ROC)
         curve", 1982.
     """
-    scores, labels = np.asarray(scores, np.float64), np.asarray(labels).astype(bool)
+    scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
+    if not np.isin(labels, (0, 1)).all():
+        raise ValueError(f"labels must be 0 or 1; got {np.unique(labels)[:5].tolist()}")
+    labels = labels.astype(bool)
     if scores.shape != labels.shape or scores.ndim != 1:
         raise ValueError(f"scores and labels must both be [N]; got {scores.shape} and {labels.shape}")
     if np.isnan(scores).any():

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -55,7 +56,7 @@ def collapse_alarm(
         ``predict, batches -> {"sample_spread", "duplicates", "modes", "signs"}``, with the number of signs.
 
     Raises:
-        ValueError: for thresholds out of range.
+        ValueError: for thresholds out of range, or samples of another shape than the data.
 
     Example:
         >>> data = {"inputs": np.random.default_rng(0).normal(size=(50, 2))}
@@ -83,6 +84,10 @@ def collapse_alarm(
         inputs = _examples(batches, len(samples))
         data = np.asarray(preprocess(inputs) if preprocess else inputs, np.float64)
         samples = samples[: len(data)]
+        if samples.shape[1:] != data.shape[1:]:
+            raise ValueError(
+                f"samples of shape {samples.shape[1:]} cannot be compared with data of shape {data.shape[1:]}"
+            )
         (x, x_nearest), (y, y_nearest) = _distances(data), _distances(samples)
         near = 0.1 * float(np.median(x_nearest))
         found: dict[str, Any] = {
@@ -112,38 +117,53 @@ def collapse_alarm(
 
 
 def saturation_alarm(
-    *, least: float = 0.995, tell: Callable[[str], object] = _to_stderr
+    *, least: float = 0.995, slope: float = 0.1, tell: Callable[[str], object] = _to_stderr
 ) -> Callable[[Mapping[str, Any]], None]:
-    """A logger for `jdl.train.fit` that says when the discriminator has nothing left to learn from.
+    """A logger for `jdl.train.fit` that says when the discriminator teaches the generator nothing any more.
 
     That is when of ``least`` or more of the pairs of a real and a generated example it scores the real one
-    higher ("real_above_fake" of the training records): where its loss is flat there, so is the generator's.
-    It speaks once, and again when the share has fallen below and comes back.
+    higher ("real_above_fake" of the training records), and the generator's gradient ("generator_grad_norm")
+    has fallen to ``slope`` of the largest so far or below: with losses that do not saturate, such as
+    Wasserstein's, a discriminator may be right about every pair and still teach. It speaks once, and again
+    when it was otherwise in between.
 
     Args:
-        least: the share.
+        least: the share of pairs.
+        slope: the share of the largest gradient; 1 to go by the pairs alone.
         tell: takes the sentence.
 
     Returns:
         A logger.
 
+    Raises:
+        ValueError: for shares that are not from 0 to 1.
+
     Example:
         >>> log = saturation_alarm(tell=print)
-        >>> log({"step": 100, "split": "train", "real_above_fake": 1.0, "generator_grad_norm": 1e-4})
-        step 100: the discriminator tells 100.0 % of real from generated examples (gradient of the generator
+        >>> log({"step": 100, "split": "train", "real_above_fake": 1.0, "generator_grad_norm": 0.5})
+        >>> log({"step": 200, "split": "train", "real_above_fake": 1.0, "generator_grad_norm": 1e-4})
+        step 200: the discriminator tells 100.0 % of real from generated examples (gradient of the generator
         0.0001): it may have no more to teach; a lower rate for it, a penalty or noise are the usual cures
+
+    Reference:
+        Arjovsky and Bottou, "Towards principled methods for training generative adversarial networks", 2017,
+        section 2.2.
     """
-    was_saturated = False
+    if not (0 <= least <= 1 and 0 <= slope <= 1):
+        raise ValueError(f"least and slope are shares from 0 to 1; got {least} and {slope}")
+    was_saturated, largest = False, 0.0
 
     def log(record: Mapping[str, Any]) -> None:
-        nonlocal was_saturated
+        nonlocal was_saturated, largest
         if record["split"] != "train" or "real_above_fake" not in record:
             return
         share = float(np.mean(record["real_above_fake"]))
-        is_saturated = share >= least
+        gradient = record.get("generator_grad_norm")
+        norm = math.nan if gradient is None else float(np.mean(gradient))
+        largest = max(largest, norm) if norm == norm else largest
+        is_saturated = share >= least and not norm > slope * largest
         if is_saturated and not was_saturated:
-            slope = record.get("generator_grad_norm")
-            seen = "" if slope is None else f" (gradient of the generator {np.mean(slope):.2g})"
+            seen = "" if gradient is None else f" (gradient of the generator {norm:.2g})"
             tell(
                 f"step {record['step']}: the discriminator tells {100 * share:.1f} % of real from generated "
                 f"examples{seen}: it may have no more to teach; a lower rate for it, a penalty or noise are "

@@ -43,8 +43,13 @@ def featurize(features: Callable[[Any], Any], batches: Iterable[Any]) -> np.ndar
         float64 [N, F].
 
     Raises:
-        ValueError: if there are no batches, or a feature is not finite.
+        ValueError: if there are no batches, one array is given instead, or a feature is not finite.
+
+    Example:
+        >>> featurize(np.sqrt, [np.ones((2, 3)), np.full((1, 3), 4.0)]).tolist()
+        [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]
     """
+    _require_batches(batches)
     found = [np.asarray(features(batch), np.float64) for batch in batches]
     if not found:
         raise ValueError("there is nothing to take features of: no batches")
@@ -62,7 +67,8 @@ def moments(features: Callable[[Any], Any], batches: Iterable[Any]) -> Moments:
         The moments, in float64.
 
     Raises:
-        ValueError: for fewer than two examples, or features that are not finite.
+        ValueError: for fewer than two examples, one array instead of batches, features that are not finite
+            or whose number changes from batch to batch.
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(100, 3))
@@ -74,10 +80,13 @@ def moments(features: Callable[[Any], Any], batches: Iterable[Any]) -> Moments:
         Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances",
         1979.
     """
+    _require_batches(batches)
     count, mean, scatter = 0, np.zeros(()), np.zeros(())
     for batch in batches:
         x = np.asarray(features(batch), np.float64)
         x = checked(x.reshape(len(x), -1), "features", 1)
+        if count and x.shape[1] != len(mean):
+            raise ValueError(f"a batch has {x.shape[1]} features where those before had {len(mean)}")
         own, total = x.mean(0), count + len(x)
         centred, shift = x - own, own - mean
         scatter = scatter + centred.T @ centred + np.outer(shift, shift) * (count * len(x) / total)
@@ -102,7 +111,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
         every model that is given as many.
 
     Raises:
-        ValueError: if the numbers of features differ.
+        ValueError: if the numbers of features differ, or moments are not finite.
 
     Example:
         >>> a = Moments(10, np.zeros(2), np.eye(2))
@@ -116,6 +125,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"moments of {a.mean.size} and of {b.mean.size} features cannot be compared")
+    if not all(np.isfinite(x).all() for each in (a, b) for x in each[1:]):
+        raise ValueError("moments are not finite")
     values, vectors = np.linalg.eigh(a.covariance)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     inner = np.linalg.eigvalsh(root @ b.covariance @ root)
@@ -196,6 +207,14 @@ def classifier_score(probabilities_MC: Any) -> float:
     marginal = p.mean(0, keepdims=True)
     ratio = np.where(p > 0, p / np.where(marginal > 0, marginal, 1), 1)
     return float(np.exp((p * np.log(ratio)).sum(1).mean()))
+
+
+def _require_batches(batches: Any) -> None:
+    """Says so if there is one array, whose rows would be taken for batches."""
+    if hasattr(batches, "shape"):
+        raise ValueError(
+            f"batches are wanted, and one array of shape {batches.shape} was given: put it into [ ]"
+        )
 
 
 def checked(x: np.ndarray, name: str, least: int) -> np.ndarray:

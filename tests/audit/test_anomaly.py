@@ -47,3 +47,7 @@ def test_says_what_is_wrong():
         audit.auroc([np.nan, 1], [0, 1])
     with pytest.raises(ValueError, match="were reconstructed as"):
         audit.reconstruction_errors(lambda x: x[:, 0], X)
+    with pytest.raises(ValueError, match="labels must be 0 or 1"):
+        audit.auroc([1.0, 2, 3], [0, 1, 2])
+    with pytest.raises(ValueError, match="floats in the range of the reconstructions; got uint8"):
+        audit.reconstruction_errors(lambda x: x / 255, np.full((2, 3), 200, np.uint8))

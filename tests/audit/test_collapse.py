@@ -71,6 +71,22 @@ def test_saturation_is_said_once_each_time_it_begins():
     assert [text.split(":")[0] for text in said] == ["step 1", "step 4"]
 
 
+def test_a_discriminator_that_is_always_right_may_still_teach():
+    said = []
+    log = saturation_alarm(tell=said.append)
+    for step, norm in enumerate([20.0, 10.0, 2.1, 1.9, 1.0]):
+        log({"step": step, "split": "train", "real_above_fake": 1.0, "generator_grad_norm": norm})
+    assert [text.split(":")[0] for text in said] == ["step 3"]
+    assert "gradient of the generator 1.9" in said[0]
+
+
+def test_refuses_samples_of_another_shape():
+    with pytest.raises(ValueError, match=r"shape \(3,\) cannot be compared with data of shape \(2,\)"):
+        collapse_alarm(np.arange(80))(lambda latents: np.ones((80, 3)), Set())
+
+
 def test_refuses_thresholds_out_of_range():
+    with pytest.raises(ValueError, match="least and slope are shares"):
+        saturation_alarm(least=5)
     with pytest.raises(ValueError, match="duplicates a share"):
         collapse_alarm(np.arange(3), duplicates=2)

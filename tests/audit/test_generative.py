@@ -107,7 +107,7 @@ def test_the_classifier_score_is_the_divergence_of_scipy():
 
 def test_memorization_is_the_test_of_mann_and_whitney():
     train, held_out, samples = RNG.integers(0, 4, (3, 40, 3)).astype(float)
-    found = memorization(train, held_out, samples[:30])
+    found = memorization(train, held_out, samples[:30], cells=1)
     near = [cdist(z, train).min(1) for z in (samples[:30], held_out)]
     u = scipy.stats.mannwhitneyu(*near, method="asymptotic", use_continuity=False)
     np.testing.assert_allclose(2 * scipy.stats.norm.sf(abs(found.z)), u.pvalue, rtol=1e-8)
@@ -122,6 +122,48 @@ def test_memorization_is_the_test_of_mann_and_whitney():
     assert memorization(noise, RNG.normal(size=train.shape), noise[::2]).nearest.tolist() == [
         *range(0, 40, 2)
     ]
+
+
+def test_copies_show_in_their_cell_and_not_by_where_samples_lie():
+    """Two clusters, one much denser: more samples in the dense one are no copies, true copies show."""
+    centres, spread = np.array([[0.0, 0, 0], [50, 0, 0]]), np.array([[0.1], [3.0]])
+
+    def drawn(share, n=400):
+        which = (RNG.random(n) < share).astype(int)
+        return centres[which] + spread[which] * RNG.normal(size=(n, 3))
+
+    train, held_out, fair = drawn(0.5), drawn(0.5), drawn(0.2)
+    assert memorization(train, held_out, fair, cells=1).z < -5
+    assert abs(memorization(train, held_out, fair, cells=2).z) < 2.5
+    loose = train[train[:, 0] > 25]
+    copies = np.concatenate([drawn(0.0, 200), loose + 1e-6])
+    found = memorization(train, held_out, copies, cells=2)
+    assert min(found.z_by_cell) < -10
+    assert max(found.z_by_cell) > -3
+    with pytest.raises(ValueError, match="cells must be from 1 to the 400"):
+        memorization(train, held_out, fair, cells=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: moments(lambda x: x, np.ones((4, 2))), "one array of shape"),
+        (lambda: featurize(lambda x: x, np.ones((4, 2))), "one array of shape"),
+        (lambda: moments(lambda x: x, [np.ones((4, 1)), np.ones((4, 3))]), "3 features where those before"),
+        (
+            lambda: frechet_distance(
+                Moments(2, np.full(1, np.nan), np.eye(1)), Moments(2, np.ones(1), np.eye(1))
+            ),
+            "not finite",
+        ),
+        (lambda: count_modes(np.eye(3, dtype=int), 3), "whole numbers"),
+        (lambda: count_modes([0.5], 3), "whole numbers"),
+        (lambda: nearest_mode(np.ones((1, 2)), np.ones((1, 2)), -0.5), "at least 0"),
+    ],
+)
+def test_what_would_be_a_silent_wrong_answer_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_modes_are_counted():

@@ -17,9 +17,7 @@ from jdl.core import summarize
 def judge(tmp_path_factory):
     """A classifier that was hardly trained."""
     folder = tmp_path_factory.mktemp("features") / "lenet"
-    steps, generated.STEPS = generated.STEPS, 30
-    yield generated.judge(data.load("digits"), str(folder), quiet=True)
-    generated.STEPS = steps
+    return generated.judge(data.load("digits"), str(folder), steps=30, quiet=True)
 
 
 def config(folder, **changes):
@@ -47,7 +45,7 @@ def test_runs_scores_draws_and_goes_on(tmp_path, judge, monkeypatch):
     last = outcome.fitted.history.last("test")
     assert {"distance", "spread", "frechet", "kernel", "signs", "sample_spread"} <= set(last)
     assert gan.main(settings).test == outcome.test
-    assert "copying z" in generated.told(kept)
+    assert "nearer to training images" in generated.told(kept)
 
 
 def test_what_is_asked_for_is_counted(tmp_path, judge, monkeypatch):
@@ -59,6 +57,13 @@ def test_what_is_asked_for_is_counted(tmp_path, judge, monkeypatch):
     right, wrong = (judge.scores(images["inputs"], (images["labels"] + i) % 10)["agreement"] for i in (0, 1))
     assert right == pytest.approx(judge.accuracy)
     assert wrong <= 1 - right
+    # One image a class, rightly labelled, is far from all images of the class.
+    first = [int(np.flatnonzero(images["labels"] == c)[0]) for c in range(10)]
+    same, repeated = (
+        judge.scores(images["inputs"][rows], images["labels"][rows])["frechet_by_class"]
+        for rows in (np.arange(360), np.repeat(first, 36))
+    )
+    assert same < 1e-6 < 10 * judge.scores(images["inputs"])["frechet_of_training_set"] < repeated
 
 
 @pytest.mark.parametrize("architecture", ["convolutional", "residual"])
@@ -100,7 +105,9 @@ def test_the_test_set_itself_scores_best(judge):
     assert scores["frechet"] < 1e-6
     assert scores["precision"] == scores["recall"] == scores["coverage"] == 1
     assert scores["classes"] >= 1
+    # Wherever in the training set the copies are from.
     assert judge.scores(dataset.train["inputs"][:360])["copied"] == 1
+    assert judge.scores(dataset.train["inputs"][-360:])["copied"] == 1
 
 
 def _as_pytorch(torch, network, variables):
