@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -28,10 +27,14 @@ import numpy as np
 import optax
 
 from experiments import cli, generated, images, running, study
+from experiments.pictures import Pictures
 from jdl import audit, data, learners, models, tasks
 from jdl.core import Learner
 
 PUBLISHED = "none in these features: distances are comparable only within one set of features"
+
+FEWEST = 6
+"""Samples without which there are no neighbourhoods to score."""
 
 RecipeName = Literal["dcgan", "wgan_gp", "sngan"]
 
@@ -99,6 +102,8 @@ class Config:
     features: str = ""
     """Folder of the classifier whose features the scores are in, trained there if missing;
     runs/features-DATASET when empty."""
+    judge_steps: int = generated.STEPS
+    """Training steps of that classifier."""
     evaluate_every: int = 0
     """Steps between two sheets of samples and distances of 2,000; a twentieth of all when 0."""
     seed: int = 0
@@ -159,12 +164,20 @@ def main(config: Config) -> running.Outcome:
         The outcome, its ``test`` with the scores of ``config.samples`` samples, which are also in
         ``scores.json``; "agreement" is the share that the classifier takes for the class asked for.
     """
+    if config.samples < FEWEST:
+        raise ValueError(f"scores are of {FEWEST} samples or more; got {config.samples}")
     dataset = data.load(config.dataset)
     folder = running.folder_of("gan", config)
-    judge = generated.judge(dataset, config.features, quiet=config.execution.quiet)
     shape, K = dataset.train["inputs"].shape[1:], len(dataset.class_names)
+    both = learner(config, shape, K)
+    judge = generated.judge(dataset, config.features, steps=config.judge_steps, quiet=config.execution.quiet)
     sheet, few = given(config, 10 * K if config.conditional else 64, 1, K), given(config, 2000, 2, K)
-    gallery = generated.Gallery(folder, sheet, columns=K if config.conditional else 8)
+
+    def draw(variables: Any) -> dict[str, Any]:
+        made = generated.sample(jax.tree_util.Partial(both.predict, variables), sheet)
+        return {"samples": audit.tile(made.astype(np.float32) / 255, K if config.conditional else 8)}
+
+    pictures = Pictures(folder, draw)
 
     def distance(predict: Callable[[Any], Any], batches: Any) -> dict[str, float]:
         del batches
@@ -174,7 +187,7 @@ def main(config: Config) -> running.Outcome:
         "gan",
         config,
         folder,
-        learner(config, shape, K),
+        both,
         data.shuffled(dataset.train, config.batch_size * updates(config), seed=config.seed),
         {"test": data.in_order(dataset.test, min(1000, len(dataset.test["labels"])))},
         steps=config.steps,
@@ -183,7 +196,7 @@ def main(config: Config) -> running.Outcome:
         about=f"{config.recipe} on {config.dataset}",
         extra={"class_names": dataset.class_names, "image_shape": shape},
         evaluators=[
-            gallery.draw,
+            pictures,
             distance,
             audit.collapse_alarm(
                 given(config, 500, 3, K),
@@ -191,9 +204,9 @@ def main(config: Config) -> running.Outcome:
                 modes=lambda images: judge.classes(generated.to_bytes(images)),
             ),
         ],
-        loggers=[gallery.keep, audit.saturation_alarm()],
+        loggers=[pictures.log, audit.saturation_alarm()],
     )
-    gallery.animate()
+    films = pictures.animate()
     made = given(config, config.samples, 4, K)
     asked = made["labels"] if config.conditional else None
     scores = study.once(
@@ -202,7 +215,7 @@ def main(config: Config) -> running.Outcome:
     outcome = outcome._replace(test={**outcome.test, **scores})
     if not config.execution.quiet:
         print(running.report(generated.told(scores), outcome, "gan"))
-        print(f"samples        {Path(gallery.folder)}\nanimation      {gallery.animation}")
+        print(f"samples        {pictures.folder}\nanimation      {', '.join(map(str, films))}")
     return outcome
 
 

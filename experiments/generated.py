@@ -1,10 +1,8 @@
-"""What experiments that generate images share: scores in a classifier's features, sheets, animations."""
+"""What experiments that generate images share: samples, and their scores in a classifier's features."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -181,62 +179,6 @@ def judge(dataset: data.Dataset, folder: str = "", *, steps: int = STEPS, quiet:
 
 def _parts(x: np.ndarray, size: int = 500) -> Any:
     return (np.asarray(x[i : i + size]) for i in range(0, len(x), size))
-
-
-@dataclass
-class Gallery:
-    """Sheets of samples in a run's folder: `draw` is an evaluator of `jdl.train.fit`, `keep` a logger."""
-
-    run: Path
-    given: Any
-    columns: int = 8
-    drawn: np.ndarray | None = None
-
-    @property
-    def folder(self) -> Path:
-        """Where the sheets are."""
-        return self.run / "samples"
-
-    @property
-    def animation(self) -> Path:
-        """The sheets one after another."""
-        return self.run / "training.gif"
-
-    def draw(self, predict: Callable[[Any], Any], batches: Any) -> dict[str, Any]:
-        """Makes the samples of an evaluation."""
-        del batches
-        made = sample(predict, self.given).astype(np.float32) / 255
-        self.drawn = audit.tile(made, columns=self.columns)
-        return {}
-
-    def keep(self, record: Mapping[str, Any]) -> None:
-        """Writes them, named after the step."""
-        if self.drawn is None or record["split"] in ("train", "progress", "message"):
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _picture(self.drawn).save(self.folder / f"{record['step']:07d}.png")
-        self.drawn = None
-
-    def animate(self, milliseconds: int = 300) -> None:
-        """Writes the animation of all sheets there are."""
-        from PIL import Image
-
-        sheets = []
-        for path in sorted(self.folder.glob("*.png")):
-            with Image.open(path) as image:
-                sheets.append(image.convert("RGB"))
-        if sheets:
-            pauses = [milliseconds] * (len(sheets) - 1) + [6 * milliseconds]
-            sheets[0].save(self.animation, save_all=True, append_images=sheets[1:], duration=pauses, loop=0)
-
-
-def _picture(sheet: np.ndarray) -> Any:
-    from PIL import Image
-
-    pixels = np.rint(255 * np.clip(sheet, 0, 1)).astype(np.uint8)
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    # Small images are hard to see.
-    return image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST)
 
 
 def told(scores: Mapping[str, Any]) -> str:

@@ -215,7 +215,9 @@ def _sizes(total: int, at_once: int) -> list[int]:
 def main(config: Config) -> dict[str, Any]:
     """Trains and scores; the scores are also in ``scores.json`` of the run's folder."""
     folder = running.folder_of("torch_gan", config)
-    judge = generated.judge(data.load(config.dataset), config.features, quiet=config.execution.quiet)
+    judge = generated.judge(
+        data.load(config.dataset), config.features, steps=config.judge_steps, quiet=config.execution.quiet
+    )
     samples, seconds = train(config)
     scores = {**judge.scores(samples), "seconds_per_step": seconds}
     Path(folder).mkdir(parents=True, exist_ok=True)

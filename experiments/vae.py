@@ -167,14 +167,11 @@ def log_likelihood(
     latent: LatentModel, test: np.ndarray, samples: int, seed: int = 0, batch: int = 500
 ) -> tuple[float, float]:
     """The mean of log p over the test images, nats, and its standard error by the samples' chance."""
-    chunk = max(n for n in range(1, min(samples, 50) + 1) if samples % n == 0)
     preprocess = data.Preprocess()
 
     @jax.jit
     def estimate(latent: LatentModel, bits: jax.Array, key: jax.Array) -> audit.LogLikelihood:
-        return audit.log_likelihood(
-            latent.posterior, latent.log_joint, preprocess(bits), key, samples, chunk=chunk
-        )
+        return audit.log_likelihood(latent.posterior, latent.log_joint, preprocess(bits), key, samples)
 
     keys = jax.random.split(jax.random.key(seed), -(-len(test) // batch))
     parts = [estimate(latent, test[i * batch : (i + 1) * batch], key) for i, key in enumerate(keys)]

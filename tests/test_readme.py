@@ -4,7 +4,10 @@ import re
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+
+from jdl.audit import frechet_distance, moments
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -46,6 +49,23 @@ def test_a_small_gpt_writes_and_goes_to_hugging_face_and_back(tmp_path, monkeypa
     back, there = names["variables"], names["fitted"].variables
     same = jax.tree.map(lambda a, b: bool((a == b).all()), back, there)
     assert all(jax.tree.leaves(same))
+
+
+def test_images_are_learnt_by_their_likelihood_and_by_a_game(capsys):
+    names: dict = {}
+    exec(compile(examples()[3], str(README), "exec"), names)
+    assert names["drawn"].shape == (64, 8, 8, 1)
+    # Better than independent pixels, each with its mean over the training images.
+    mean = np.clip(np.asarray(names["unit"](names["images"])).mean(0), 1e-3, 1 - 1e-3)
+    test = np.asarray(names["test"])
+    alone = (test * np.log(mean) + (1 - test) * np.log(1 - mean)).reshape(len(test), -1).sum(1)
+    assert names["likelihood"].estimate.mean() > alone.mean() + 1
+    # Nearer to the test set than Gaussian noise with the pixels' own means and variances.
+    data, test = (np.asarray(x) for x in names["seen"][:2])
+    noise = data.mean(0) + data.std(0) * np.random.default_rng(0).normal(size=(360, 64))
+    far = frechet_distance(*(moments(lambda x: x, [x]) for x in (test, noise)))
+    assert names["distance"] < far
+    assert "copied" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README.read_text(encoding="utf-8")))

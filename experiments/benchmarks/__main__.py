@@ -45,7 +45,7 @@ from experiments.benchmarks import (
 from experiments.benchmarks.contenders import TWO, command
 from experiments.benchmarks.harness import Block, Worker, check_equal, started, take_turns
 from experiments.benchmarks.predicted import MEBIBYTE
-from experiments.benchmarks.workloads import OVERHEAD, WORKLOADS, draw, write
+from experiments.benchmarks.workloads import OVERHEADS, WORKLOADS, draw, write
 
 PUBLISHED = "none: PyTorch, Flax, Keras and Equinox are measured beside it, in turns"
 PEERS = {
@@ -234,12 +234,12 @@ def _cached(folder: Path) -> dict[str, str]:
     }
 
 
-def measure_overhead(name: str, options: argparse.Namespace) -> list[ledger.Benchmark]:
+def measure_overhead(_: str, options: argparse.Namespace) -> list[ledger.Benchmark]:
     """What the loop of `fit` adds to its compiled step, with several steps and with one step a dispatch."""
     entries = []
-    for how in ("several", "one"):
+    for name, how in (("overhead", "several"), ("overhead", "one"), ("overhead_players", "one")):
         with tempfile.TemporaryDirectory() as folder:
-            write(draw(OVERHEAD), Path(folder))
+            write(draw(OVERHEADS[name]), Path(folder))
             commands: Commands = [
                 (command(name, f"{what}-{how}", Path(folder)), {}) for what in ("bare", "fit")
             ]
@@ -250,11 +250,11 @@ def measure_overhead(name: str, options: argparse.Namespace) -> list[ledger.Benc
                 )
                 subject = workers[1].label
         cost = f"{1e6 * (fit - bare):.1f} us a step ({100 * (fit / bare - 1):.1f} %)"
-        print(f"{subject}: {cost} over the step alone")
+        print(f"{OVERHEADS[name].title}, {subject}: {cost} over the step alone")
         entries.append(
             report.entry(
-                f"fit_overhead_{how}",
-                OVERHEAD.title,
+                f"fit_{name}_{how}",
+                OVERHEADS[name].title,
                 "time of a step",
                 "us",
                 _times(blocks, 1e6),

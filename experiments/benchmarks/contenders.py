@@ -18,7 +18,7 @@ import numpy as np
 from experiments.benchmarks import equinox_peer, keras_peer, levers, linen_peer, torch_peer
 from experiments.benchmarks.harness import Contender, first_losses, serve
 from experiments.benchmarks.steps import Run
-from experiments.benchmarks.workloads import OVERHEAD, RATES, WORKLOADS, Given, read
+from experiments.benchmarks.workloads import OVERHEADS, RATES, WORKLOADS, Given, read
 
 TWO = 2
 """Devices that JAX is told a CPU has, where it is to work on two halves of a batch at once."""
@@ -190,5 +190,5 @@ def command(workload: str, name: str, folder: Path) -> list[str]:
 
 if __name__ == "__main__":
     workload, name, folder = sys.argv[1:]
-    of = {**WORKLOADS, "overhead": OVERHEAD}[workload]
+    of = {**WORKLOADS, **OVERHEADS}[workload]
     serve(contender(name, read(of, Path(folder))))

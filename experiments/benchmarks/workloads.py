@@ -392,6 +392,12 @@ OVERHEAD = of_layers(
     (64, 32),
     (32, 10),
 )
+OVERHEAD_PLAYERS = dcgan(width=2, latents=4, side=8, batch_size=4)._replace(
+    title="One turn of a DCGAN of 2 features on 8x8 images, batch 4, Adam: the loop of fit and its compiled "
+    "step alone"
+)
+OVERHEADS = {"overhead": OVERHEAD, "overhead_players": OVERHEAD_PLAYERS}
+"""Steps so small that what fit itself does can be seen."""
 
 
 class Given(NamedTuple):

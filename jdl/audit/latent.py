@@ -41,7 +41,7 @@ def interpolate(
         [B, S, Z].
 
     Raises:
-        ValueError: for an unknown way or fewer than 2 steps.
+        ValueError: for an unknown way, fewer than 2 steps, or codes that are not [B, Z] both.
 
     Example:
         >>> interpolate(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]), 3, "spherical")[0, 1].tolist()
@@ -53,6 +53,8 @@ def interpolate(
     """
     if how not in ("linear", "spherical") or steps < 2:
         raise ValueError(f'interpolate goes "linear" or "spherical" in 2 steps or more; got {how!r}, {steps}')
+    if a_BZ.ndim != 2 or a_BZ.shape != b_BZ.shape:
+        raise ValueError(f"interpolate takes two arrays of codes [B, Z]; got {a_BZ.shape} and {b_BZ.shape}")
     a, b = a_BZ[:, None], b_BZ[:, None]
     t = jnp.linspace(0.0, 1.0, steps).reshape(1, steps, 1)
     if how == "linear":
@@ -104,6 +106,9 @@ def plane(steps: int = 12, *, edge: float = 0.05) -> Array:
     Returns:
         [S, S, 2]: along a row the second unit grows, from row to row the first.
 
+    Raises:
+        ValueError: for fewer than 2 steps, or an edge that is not between 0 and 1/2.
+
     Example:
         >>> plane(3)[1, 1].tolist()
         [0.0, 0.0]
@@ -111,6 +116,8 @@ def plane(steps: int = 12, *, edge: float = 0.05) -> Array:
     Reference:
         Kingma and Welling, "Auto-encoding variational Bayes", 2014, appendix A, figure 4.
     """
+    if steps < 2 or not 0 < edge < 0.5:
+        raise ValueError(f"a plane has 2 steps or more and an edge between 0 and 1/2; got {steps} and {edge}")
     along = jax.scipy.stats.norm.ppf(jnp.linspace(edge, 1 - edge, steps))
     return jnp.stack(jnp.meshgrid(along, along, indexing="ij"), -1)
 
@@ -150,6 +157,8 @@ def tile(images: Any, columns: int = 8, gap: int = 1, fill: float = 1.0) -> np.n
     images = np.asarray(images, np.float32)
     if images.ndim != 4 or not len(images):
         raise ValueError(f"tile takes images [N, height, width, channels]; got shape {images.shape}")
+    if columns < 1 or gap < 0:
+        raise ValueError(f"tile needs 1 column or more and no negative gap; got {columns} and {gap}")
     N, h, w, C = images.shape
     columns = min(columns, N)
     rows = -(-N // columns)
@@ -167,10 +176,13 @@ class LogLikelihood(NamedTuple):
         estimate: [B], nats. On average below log p(x), the less the more samples there are.
         standard_error: [B], of the estimate by the chance of its samples, to first order; it does not
             measure the bias.
+        effective_samples: [B], (sum w)^2 / sum w^2: how many samples of equal weight would do as much. Where
+            there are few, the estimate is too low by more than its error says.
     """
 
     estimate: Array
     standard_error: Array
+    effective_samples: Array
 
     def mean(self) -> tuple[Array, Array]:
         """The mean over the examples, and its standard error by the chance of the samples alone."""
@@ -184,7 +196,7 @@ def log_likelihood(
     key: Array,
     samples: int = 1000,
     *,
-    chunk: int = 50,
+    chunk: int | None = None,
 ) -> LogLikelihood:
     """log p(x) by importance sampling: log 1/K sum_k p(x, z_k) / q(z_k | x), with z_k from the posterior q.
 
@@ -194,11 +206,13 @@ def log_likelihood(
         inputs: what both take.
         key: PRNG key.
         samples: K.
-        chunk: samples in memory at a time; it divides K, and does not change the result.
+        chunk: samples in memory at a time; it divides K, and does not change the result. When None, the
+            largest divisor up to 50.
 
     Returns:
-        Estimate and standard error of each example. With the weights w_k the error of log mean(w) is
-        deviation(w) / (sqrt(K) mean(w)); where a few weights hold most of the sum it is too small itself.
+        Estimate, standard error and effective samples of each example. With the weights w_k the error of log
+        mean(w) is deviation(w) / (sqrt(K) mean(w)); where a few weights hold most of the sum it is too small
+        itself.
 
     Raises:
         ValueError: if ``chunk`` does not divide ``samples``, or there are fewer than two.
@@ -215,7 +229,9 @@ def log_likelihood(
         Rezende, Mohamed and Wierstra, "Stochastic backpropagation and approximate inference in deep
         generative models", 2014, appendix E; Burda, Grosse and Salakhutdinov, 2016, section 5.
     """
-    if samples < 2 or samples % chunk:
+    if samples >= 2 and chunk is None:
+        chunk = max(n for n in range(1, min(samples, 50) + 1) if samples % n == 0)
+    if samples < 2 or not chunk or chunk < 1 or samples % chunk:
         raise ValueError(f"samples must be at least 2 and a multiple of chunk; got {samples} and {chunk}")
     mean, log_std = posterior(inputs)
 
@@ -236,7 +252,8 @@ def log_likelihood(
     (log_sum, log_squares), _ = jax.lax.scan(more, (nothing, nothing), keys)
     # Var(w) / mean(w)^2 = K sum w^2 / (sum w)^2 - 1.
     relative = jnp.maximum(samples * jnp.exp(log_squares - 2 * log_sum) - 1, 0) / (samples - 1)
-    return LogLikelihood(log_sum - math.log(samples), jnp.sqrt(relative))
+    effective = jnp.exp(2 * log_sum - log_squares)
+    return LogLikelihood(log_sum - math.log(samples), jnp.sqrt(relative), effective)
 
 
 class Units(NamedTuple):
@@ -269,6 +286,9 @@ def units(mean_NZ: Any, log_std_NZ: Any, *, threshold: float = 0.01) -> Units:
     Returns:
         `Units`.
 
+    Raises:
+        ValueError: if a mean or a deviation is not finite.
+
     Example:
         >>> found = units(np.array([[1.0, 0.0], [-1.0, 0.0]]), np.zeros((2, 2)))
         >>> found.active.tolist(), found.collapsed
@@ -278,6 +298,8 @@ def units(mean_NZ: Any, log_std_NZ: Any, *, threshold: float = 0.01) -> Units:
         Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders", 2016, section 5.2.
     """
     mean, log_std = np.asarray(mean_NZ, np.float64), np.asarray(log_std_NZ, np.float64)
+    if not (np.isfinite(mean).all() and np.isfinite(log_std).all()):
+        raise ValueError("the posterior is not finite: nothing can be said of its units")
     activity = mean.var(0)
     kl = (0.5 * (mean**2 + np.expm1(2 * log_std)) - log_std).mean(0)
     return Units(activity, kl, activity > threshold)
@@ -304,7 +326,7 @@ def watch_collapse(
 
     Returns:
         ``predict, batches -> {"active_units": number}``. Before training nothing is expected of a code, so
-        that the first call never warns.
+        that the first call never warns; of a posterior that is not finite every call does.
 
     Example:
         >>> from jdl import data
@@ -320,8 +342,16 @@ def watch_collapse(
         nonlocal calls
         calls += 1
         (variables,) = predict.args
-        found = [look(variables, sets(i)["inputs"]) for i in range(min(batches, len(sets)))]
-        report = units(*(np.concatenate([np.asarray(x) for x in part]) for part in zip(*found, strict=True)))
+        found = []
+        for i in range(min(batches, len(sets))):
+            batch = sets(i)
+            counts = np.asarray(batch["weights"]) > 0 if "weights" in batch else slice(None)
+            found.append([np.asarray(x)[counts] for x in look(variables, batch["inputs"])])
+        mean, log_std = (np.concatenate(part) for part in zip(*found, strict=True))
+        if not (np.isfinite(mean).all() and np.isfinite(log_std).all()):
+            warnings.warn("the posterior is not finite", PosteriorCollapse, stacklevel=2)
+            return {"active_units": 0}
+        report = units(mean, log_std)
         Z, dead = len(report.active), report.collapsed
         if calls > 1 and len(dead) > limit * Z:
             listed = ", ".join(map(str, dead[:20])) + (", ..." if len(dead) > 20 else "")

@@ -215,7 +215,7 @@ def _interleaved(tree: PyTree, n: int) -> PyTree:
 
     def one(x: Array) -> Array:
         if x.shape[0] % n:
-            raise ValueError(f"a batch of {x.shape[0]} cannot be accumulated in {n} equal parts")
+            raise ValueError(f"a batch of {x.shape[0]} cannot be divided into {n} equal parts")
         return jnp.moveaxis(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 1, 0)
 
     return jax.tree.map(one, tree)

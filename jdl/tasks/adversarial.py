@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jdl.core import (
     AXIS,
@@ -126,9 +127,11 @@ def gan(
         share of pairs that it orders rightly: 0.5 when it knows nothing, 1 when it has nothing to learn.
 
     Raises:
-        ValueError: for an unknown loss, a negative weight, a batch without the labels asked for, shapes that
-            do not fit, or a gradient penalty with a discriminator that normalises over the batch, where an
-            example's gradient is not its own.
+        ValueError: for an unknown loss, a negative weight, fewer than one latent variable, shapes that do not
+            fit, or a gradient penalty with a discriminator that normalises over the batch, where an example's
+            gradient is not its own; and, from the tasks' ``check``, for a batch without the labels asked for,
+            with labels that a player has no class for, or with whole numbers that nothing makes what the
+            generator makes.
 
     Example:
         >>> from jdl.models import MLP
@@ -146,9 +149,11 @@ def gan(
         3; Mescheder, Geiger and Nowozin, "Which training methods for GANs do actually converge?", 2018,
         equation 9; Lim and Ye, "Geometric GAN", 2017; Szekely and Rizzo, "Energy statistics", 2013.
     """
-    if isinstance(loss, str) and loss not in ADVERSARIAL_LOSSES:
+    if not isinstance(loss, AdversarialLoss) and loss not in ADVERSARIAL_LOSSES:
         raise ValueError(f"loss must be one of {', '.join(ADVERSARIAL_LOSSES)}; got {loss!r}")
-    if min(gradient_penalty, r1) < 0:
+    if not callable(latents) and (latents != int(latents) or latents < 1):
+        raise ValueError(f"a generator needs at least one latent variable; got {latents}")
+    if not (gradient_penalty >= 0 and r1 >= 0):
         raise ValueError(f"weights of penalties must be at least 0; got {gradient_penalty} and {r1}")
     losses = ADVERSARIAL_LOSSES[loss] if isinstance(loss, str) else loss
     makes, judges = functions(generator), functions(discriminator)
@@ -265,8 +270,21 @@ def gan(
         return {**judged, OPPONENT: made}
 
     def check(batch: Batch) -> None:
-        if conditional and "labels" not in batch:
-            raise ValueError(f'a conditional GAN needs a batch with "labels"; it has {sorted(batch)}')
+        if missing := [name for name in ("inputs", *["labels"] * conditional) if name not in batch]:
+            kind = "conditional GAN" if conditional else "GAN"
+            raise ValueError(f'a {kind} needs a batch with "{missing[0]}"; it has {sorted(batch)}')
+        classes = [n for player in (generator, discriminator) if (n := getattr(player, "num_classes", 0))]
+        labels = np.asarray(batch["labels"]) if conditional and classes else np.zeros(1)
+        if labels.size and not (labels.min() >= 0 and labels.max() < min(classes, default=1)):
+            raise ValueError(
+                f"labels must be from 0 to {min(classes) - 1}; they are {labels.min()} to {labels.max()}"
+            )
+        dtype = jax.tree.leaves(batch["inputs"])[0].dtype
+        if preprocess is None and jnp.issubdtype(dtype, jnp.integer):
+            raise ValueError(
+                f"the data are {dtype}, which no generator makes: give a preprocess that takes them to the "
+                "range of the generator's, -1..1 for images"
+            )
 
     return Players(
         Task(init_generator, generator_loss, evaluate, predict, "min distance", check),

@@ -28,7 +28,7 @@ def vector_quantized(module: Any, likelihood: Likelihood | None = None, *, commi
     Args:
         module: a module with the methods ``encode``, ``quantize`` and ``decode``, such as `jdl.models.VQVAE`.
         likelihood: p; `jdl.nn.gaussian` with scale 1 when None.
-        commitment: as above.
+        commitment: as above, at least 0.
 
     Returns:
         A task with the metrics "loss", "reconstruction" (nats), "mse", "commitment" (the sum of squares) and
@@ -37,7 +37,7 @@ def vector_quantized(module: Any, likelihood: Likelihood | None = None, *, commi
         fall, for as the codebook comes into use its distances grow.
 
     Raises:
-        ValueError: as `reconstruction`.
+        ValueError: for a negative ``commitment``; and as `reconstruction`.
 
     Example:
         >>> from jdl import models
@@ -50,6 +50,8 @@ def vector_quantized(module: Any, likelihood: Likelihood | None = None, *, commi
     Reference:
         Van den Oord, Vinyals and Kavukcuoglu, "Neural discrete representation learning", 2017, equation 3.
     """
+    if not commitment >= 0:
+        raise ValueError(f"commitment must be at least 0; got {commitment}")
     likelihood = likelihood or gaussian()
     encoder, decoder = functions(module, "encode"), functions(module, "decode")
     quantizer = functions(module, "quantize")

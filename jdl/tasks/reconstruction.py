@@ -135,15 +135,32 @@ def outside(likelihood: Likelihood, x: Array, weights: Array) -> dict[str, Array
     least, largest = likelihood.support
     if math.isinf(least) and math.isinf(largest):
         return {}
-    wrong = of_each_example((x < least) | (x > largest))
+    wrong = of_each_example(~((x >= least) & (x <= largest)))  # of NaN too
     return {f"data outside {least:g}..{largest:g}": (wrong * (weights > 0)).sum(dtype=jnp.int32)}
 
 
-def check_data(likelihood: Likelihood, batch: Batch) -> None:
-    """Raises ValueError, in words, for a concrete batch whose data the likelihood cannot have."""
+def check_data(likelihood: Likelihood, batch: Batch, classes: int = 0) -> None:
+    """Raises ValueError, in words, for a concrete batch that cannot be learned from.
+
+    Args:
+        likelihood: what the data are to be drawn from.
+        batch: a batch.
+        classes: number of classes that a condition may be; 0 where it is not known.
+    """
     if "inputs" not in batch:
         raise ValueError(f'an autoencoder needs a batch with "inputs"; it has {sorted(batch)}')
-    x = np.asarray(data_of(batch["inputs"]))
+    inputs = batch["inputs"]
+    if isinstance(inputs, Mapping) and "data" not in inputs:
+        raise ValueError(f'inputs with names need "data" among them; they have {sorted(inputs)}')
+    if classes and isinstance(inputs, Mapping) and "condition" in inputs:
+        condition = np.asarray(inputs["condition"])
+        if condition.size and not (condition.min() >= 0 and condition.max() < classes):
+            raise ValueError(
+                f"conditions must be from 0 to {classes - 1}; they are {condition.min()} to {condition.max()}"
+            )
+    x = np.asarray(data_of(inputs))
+    if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
+        raise ValueError(f"{(~np.isfinite(x)).sum()} values of the data are not finite")
     for name, count in outside(likelihood, jnp.asarray(x), row_weights(batch)).items():
         if count:
             raise ValueError(

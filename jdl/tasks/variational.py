@@ -68,7 +68,8 @@ def elbo(
 
     Returns:
         A task with the metrics "reconstruction" (-E_q[log p(x | z)]) and "kl", both nats an example,
-        "bits_per_dimension" ((reconstruction + kl) / (D log 2)), in evaluation "loss" (reconstruction + kl,
+        "bits_per_dimension" ((reconstruction + kl) / (D log 2); bits of a code where the likelihood is of
+        levels, of a density otherwise), in evaluation "loss" (reconstruction + kl,
         whatever ``beta``) and "kl_of_unit" [Z]. In training "loss" is what is lowered, and "beta" is reported
         where it is a schedule. Monitored by "min loss". ``predict`` gives the likelihood's mean at the
         posterior's.
@@ -319,4 +320,5 @@ def _task(module: Any, likelihood: Likelihood, init: Any, loss: Any, evaluate: A
     def predict(variables: Variables, inputs: Any) -> Array:
         return likelihood.mean(model.predict(variables, inputs))
 
-    return Task(init, loss, evaluate, predict, "min loss", functools.partial(check_data, likelihood))
+    check = functools.partial(check_data, likelihood, classes=getattr(module, "classes", 0))
+    return Task(init, loss, evaluate, predict, "min loss", check)

@@ -92,11 +92,31 @@ def test_the_watch_warns_of_collapsed_units_by_name_once_training_has_begun():
         assert [quiet(predict, batches) for _ in range(2)] == [{"active_units": 1}] * 2
 
 
+def test_the_watch_looks_at_rows_that_count_and_says_what_is_not_finite():
+    batches = data.in_order({"inputs": MEAN[:1]}, 2)  # filled up with a row of weight 0
+    seen = []
+    monitored = audit.watch_collapse(lambda variables, x: (x, 0 * x))
+    predict = functools.partial(lambda variables, x: x, {})
+    assert monitored(predict, batches) == {"active_units": 0}, "one row has no variance"
+    broken = audit.watch_collapse(lambda variables, x: (x * jnp.nan, 0 * x))
+    with pytest.warns(PosteriorCollapse, match="the posterior is not finite"):
+        seen.append(broken(predict, batches))
+    assert seen == [{"active_units": 0}]
+
+
 def test_says_what_is_wrong():
     z = jnp.zeros((1, 2))
     with pytest.raises(ValueError, match="got 'round', 8"):
         audit.interpolate(z, z, how="round")
     with pytest.raises(ValueError, match="the units 0 to 1; got 2"):
         audit.traverse(z[0], [0, 2], jnp.zeros(1))
+    with pytest.raises(ValueError, match=r"two arrays of codes \[B, Z\]; got \(4,\)"):
+        audit.interpolate(jnp.zeros(4), jnp.zeros(4))
+    with pytest.raises(ValueError, match="edge between 0 and 1/2; got 12 and 0.7"):
+        audit.plane(edge=0.7)
+    with pytest.raises(ValueError, match="needs 1 column or more"):
+        audit.tile(np.zeros((2, 3, 3, 1)), columns=0)
+    with pytest.raises(ValueError, match="the posterior is not finite"):
+        audit.units(np.full((2, 3), np.nan), np.zeros((2, 3)))
     with pytest.raises(ValueError, match=r"tile takes images .* got shape \(2, 3\)"):
         audit.tile(np.zeros((2, 3)))

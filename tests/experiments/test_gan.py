@@ -29,7 +29,7 @@ def config(folder, **changes):
 def test_runs_scores_draws_and_goes_on(tmp_path, judge, monkeypatch):
     from PIL import Image
 
-    monkeypatch.setattr(generated, "judge", lambda dataset, folder, quiet: judge)
+    monkeypatch.setattr(generated, "judge", lambda dataset, folder, **options: judge)
     settings = config(tmp_path / "run", evaluate_every=2, averaging=0.5)
     outcome = gan.main(settings)
     kept = json.loads((tmp_path / "run/scores.json").read_text())
@@ -37,10 +37,10 @@ def test_runs_scores_draws_and_goes_on(tmp_path, judge, monkeypatch):
     assert kept["frechet"] > kept["frechet_of_training_set"] > 0
     assert 1 <= kept["classifier_score"] <= 10
     assert outcome.test["frechet"] == kept["frechet"]
-    assert sorted(path.name for path in (tmp_path / "run/samples").iterdir()) == [
-        "0000000.png", "0000002.png", "0000004.png"
+    assert sorted(path.name for path in (tmp_path / "run/pictures").iterdir()) == [
+        "samples-000000.png", "samples-000002.png", "samples-000004.png", "samples.gif"
     ]  # fmt: skip
-    with Image.open(tmp_path / "run/training.gif") as animation:
+    with Image.open(tmp_path / "run/pictures/samples.gif") as animation:
         assert animation.n_frames == 3
     last = outcome.fitted.history.last("test")
     assert {"distance", "spread", "frechet", "kernel", "signs", "sample_spread"} <= set(last)
@@ -49,7 +49,7 @@ def test_runs_scores_draws_and_goes_on(tmp_path, judge, monkeypatch):
 
 
 def test_what_is_asked_for_is_counted(tmp_path, judge, monkeypatch):
-    monkeypatch.setattr(generated, "judge", lambda dataset, folder, quiet: judge)
+    monkeypatch.setattr(generated, "judge", lambda dataset, folder, **options: judge)
     outcome = gan.main(config(tmp_path / "run", steps=2, conditional=True))
     assert 0 <= outcome.test["agreement"] <= 1
     assert "of the class asked for" in generated.told(outcome.test)
@@ -201,7 +201,7 @@ def test_turns_of_the_peer_are_those_of_ours(torch, name, monkeypatch):
 
 @pytest.mark.parametrize("recipe", gan.RECIPES)
 def test_the_peer_trains_and_is_scored_alike(torch, recipe, judge, tmp_path, monkeypatch):
-    monkeypatch.setattr(generated, "judge", lambda dataset, folder, quiet: judge)
+    monkeypatch.setattr(generated, "judge", lambda dataset, folder, **options: judge)
     settings = config(tmp_path / "peer", recipe=recipe, steps=2)
     scores = torch_gan.main(settings)
     assert json.loads((tmp_path / "peer/scores.json").read_text()) == scores

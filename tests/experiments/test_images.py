@@ -91,7 +91,7 @@ def test_resume_of_a_finished_run_changes_nothing(trained):
         (["--run", "/proc/nowhere/run"], "/proc/nowhere/run"),
         (["--mesh", "data:7"], "mesh"),
         (["--mesh", "rows:1"], "mesh"),
-        (["--accumulate", 3], "accumulated in 3"),
+        (["--accumulate", 3], "divided into 3"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )

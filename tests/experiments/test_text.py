@@ -77,7 +77,7 @@ def test_memory_is_saved_where_asked_for(experiment):
     batch = {"inputs": np.zeros((4, 4), np.int32)}
     state = jax.eval_shape(learner.init, jax.random.key(0), batch)
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {np.dtype("float32")}
-    with pytest.raises(ValueError, match="a batch of 4 cannot be accumulated in 3 equal parts"):
+    with pytest.raises(ValueError, match="a batch of 4 cannot be divided into 3 equal parts"):
         jax.eval_shape(learner.step, state, batch)
 
 

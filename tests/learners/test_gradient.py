@@ -113,9 +113,7 @@ def test_a_batch_that_weighs_nothing_changes_nothing():
 
 @pytest.mark.parametrize("accumulate", [0, 5])
 def test_parts_that_cannot_be_are_refused(accumulate):
-    message = (
-        "at least 1; got 0" if accumulate == 0 else "a batch of 16 cannot be accumulated in 5 equal parts"
-    )
+    message = "at least 1; got 0" if accumulate == 0 else "a batch of 16 cannot be divided into 5 equal parts"
     with pytest.raises(ValueError, match=message):
         learner = gradient(TASK, optax.sgd(1.0), accumulate=accumulate)
         jax.eval_shape(learner.step, jax.eval_shape(learner.init, KEY, batch()), batch())

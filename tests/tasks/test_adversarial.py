@@ -9,7 +9,7 @@ from scipy.spatial.distance import cdist, pdist
 
 from jdl import tasks
 from jdl.core import Mean, summarize
-from jdl.models import MLP
+from jdl.models import MLP, DCGANDiscriminator, DCGANGenerator
 from jdl.nn import BatchNorm
 from jdl.tasks.adversarial import ADVERSARIAL_LOSSES, OPPONENT, AdversarialLoss, energy
 from tests.compiling import jit
@@ -186,8 +186,24 @@ def test_a_loss_may_be_of_ones_own():
 def test_refuses_in_words_what_cannot_be():
     with pytest.raises(ValueError, match="loss must be one of minimax, non_saturating"):
         players("logistic")
+    with pytest.raises(ValueError, match="loss must be one of minimax, non_saturating"):
+        players(None)
     with pytest.raises(ValueError, match="weights of penalties must be at least 0; got -1"):
         players("hinge", gradient_penalty=-1)
+    with pytest.raises(ValueError, match="weights of penalties must be at least 0; got nan"):
+        players("hinge", gradient_penalty=float("nan"))
+    for latents in (0, 3.5):
+        with pytest.raises(ValueError, match=f"at least one latent variable; got {latents}"):
+            tasks.gan(MLP((3,)), MLP((1,)), latents)
+    with pytest.raises(ValueError, match='a GAN needs a batch with "inputs"; it has'):
+        players("hinge").generator.check({"labels": np.zeros(3)})
+    with pytest.raises(ValueError, match="the data are uint8, which no generator makes"):
+        players("hinge").generator.check({"inputs": np.zeros((2, 3), np.uint8)})
+    images = {"inputs": np.zeros((2, 8, 8, 1), np.float32), "labels": np.array([0, 3])}
+    pair = tasks.gan(DCGANGenerator((8, 8), 1, 2, 3), DCGANDiscriminator(2, "none", 3), 4, conditional=True)
+    with pytest.raises(ValueError, match="labels must be from 0 to 2; they are 0 to 3"):
+        pair.discriminator.check(images)
+    pair.generator.check({**images, "labels": np.array([0, 2])})
     with pytest.raises(ValueError, match='needs a batch with "labels"; it has'):
         players("hinge", conditional=True).generator.check(BATCH)
 

@@ -196,3 +196,25 @@ def test_says_what_is_wrong(variables):
         tasks.gaussian_noise(-1)
     with pytest.raises(ValueError, match="rate must lie between 0 and 1"):
         tasks.kl_sparsity(1.0, 0.0)
+    with pytest.raises(ValueError, match="1 values of the data are not finite"):
+        tasks.reconstruction(MODEL).check({"inputs": np.array([[np.nan, 0, 1, 0, 1]])})
+    with pytest.raises(ValueError, match=r"need \"data\" among them; they have \['condition'\]"):
+        task.check({"inputs": {"condition": np.zeros(3, int)}})
+    with pytest.raises(ValueError, match="commitment must be at least 0; got -1"):
+        tasks.vector_quantized(MODEL, commitment=-1)
+    for make in (tasks.l1_sparsity, tasks.kl_sparsity, tasks.contraction):
+        with pytest.raises(ValueError, match="strength of a penalty must be at least 0; got nan"):
+            make(float("nan"))
+    with pytest.raises(ValueError, match="added to floats; the data are uint8"):
+        tasks.gaussian_noise(1.0)(KEY, jnp.ones(3, jnp.uint8))
+    with pytest.raises(ValueError, match="codes of floats have a derivative; the data are bool"):
+        tasks.contraction(1.0)(lambda x: x, jnp.ones((2, 3), bool), jnp.ones((2, 3)), jnp.ones(2))
+    outside = tasks.kl_sparsity(1.0)(None, None, jnp.array([[1.5], [1.0]]), jnp.ones(2))
+    assert np.isnan(outside), "no mean of shares, and no gradient back to them"
+
+
+def test_a_contraction_is_of_the_data_and_not_of_the_condition():
+    matrix = jnp.array([[1.0, 2.0], [3.0, 0.0]])
+    inputs = {"data": jnp.ones((5, 2)), "condition": jnp.zeros(5, jnp.int32)}
+    encode = lambda inputs: inputs["data"] @ matrix + inputs["condition"][:, None]
+    assert tasks.contraction(1.0)(encode, inputs, encode(inputs), jnp.ones(5)) == 5 * 14

@@ -75,6 +75,18 @@ def test_the_estimate_covers_the_exact_likelihood_within_its_standard_error():
     estimate = lambda key: audit.log_likelihood(model.posterior, model.log_joint, X, key, 100)
     few = jit(jax.vmap(estimate))(jax.random.split(KEY, 20))
     np.testing.assert_allclose(few.standard_error.mean(0), few.estimate.std(0), rtol=0.6)
+    # By weights known: effective samples are all where the posterior is exact, and few where it is far off.
+    assert (found.effective_samples <= 4000).all()
+    exact = audit.log_likelihood(
+        lambda x: (x / 2, jnp.full_like(x, np.log(2) / -2)),
+        lambda z, x: -0.5 * (z**2 + (x - z) ** 2).sum(-1), jnp.ones((1, 1)), KEY, 20,
+    )  # fmt: skip
+    np.testing.assert_allclose(exact.effective_samples, 20, rtol=1e-4)
+    far = audit.log_likelihood(
+        lambda x: (x / 2 + 3, jnp.full_like(x, -2.0)),
+        lambda z, x: -0.5 * (z**2 + (x - z) ** 2).sum(-1), jnp.ones((1, 1)), KEY, 20,
+    )  # fmt: skip
+    assert far.effective_samples[0] < 5
     with pytest.raises(ValueError, match="multiple of chunk; got 100 and 30"):
         audit.log_likelihood(model.posterior, model.log_joint, X, KEY, 100, chunk=30)
 
@@ -152,6 +164,12 @@ def test_a_conditional_model_decodes_by_its_condition():
         (lambda: tasks.elbo(MODEL, free_bits=-0.1), "must be at least 0"),
         (lambda: tasks.importance_weighted(MODEL, samples=0), "at least one sample; got 0"),
         (lambda: tasks.elbo(MODEL).check({"inputs": X}), "data outside 0..1"),
+        (
+            lambda: tasks.elbo(VAE((2,), 1, (2,), classes=2)).check(
+                {"inputs": {"data": np.zeros((2, 2)), "condition": np.array([0, 2])}}
+            ),
+            "conditions must be from 0 to 1; they are 0 to 2",
+        ),
     ],
 )
 def test_says_what_is_wrong(make, message):
