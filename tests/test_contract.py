@@ -222,20 +222,25 @@ def learner_subject(name: str) -> Subject:
     return Subject(mlp.tiny()[1], lambda noise: LEARNERS[name](tiny_task(noise)), devices=devices)
 
 
-def gan_subject() -> Subject:
+def gan_subject(discriminator_steps: int = 1, r1: float = 0.0) -> Subject:
     (generator, discriminator), batch = gan.tiny()
 
     def learner(noise: bool) -> Learner:
         judge = discriminator if noise else without_noise(discriminator)
         latents = 4 if noise else lambda key, batch: batch["latents"]
-        players = tasks.gan(generator, judge, latents, loss="hinge", conditional=True)
-        return learners.gan(players, optax.adam(3e-3, 0.5), optax.adam(3e-3, 0.5))
+        players = tasks.gan(generator, judge, latents, loss="hinge", r1=r1, conditional=True)
+        adam = optax.adam(3e-3, 0.5)
+        return learners.gan(players, adam, adam, discriminator_steps=discriminator_steps)
 
-    return Subject(batch, learner, inputs={name: batch[name] for name in ("latents", "labels")})
+    inputs = {name: batch[name] for name in ("latents", "labels")}
+    return Subject(batch, learner, inputs=inputs, devices=8 // discriminator_steps)
 
 
 # Learners of more than one task.
-PAIRED: dict[str, Callable[[], Subject]] = {"gan": gan_subject}
+PAIRED: dict[str, Callable[[], Subject]] = {
+    "gan": gan_subject,
+    "gan(discriminator_steps=2, r1=1)": functools.partial(gan_subject, 2, 1.0),
+}
 
 MODEL_SUBJECTS = {
     f"{file}-{maker}": functools.partial(model_subject, file, maker)
