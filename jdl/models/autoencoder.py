@@ -41,6 +41,10 @@ class Encoder(linen.Module):
         classes: a condition is one of so many; 0 where there is none.
         activation: after every layer but the last.
         dtype: of the computation.
+
+    Example:
+        >>> Encoder(5, (16,), (4,)).init_with_output(jax.random.key(0), jnp.ones((2, 8, 8, 1)))[0].shape
+        (2, 5)
     """
 
     outputs: int
@@ -77,6 +81,10 @@ class Decoder(linen.Module):
 
     Raises:
         ValueError: if the shape's sides cannot be halved as often as there are convolutions.
+
+    Example:
+        >>> Decoder((8, 8, 1), (16,), (4,)).init_with_output(jax.random.key(0), jnp.ones((2, 5)))[0].shape
+        (2, 8, 8, 1)
     """
 
     shape: Sequence[int]

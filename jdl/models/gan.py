@@ -65,6 +65,11 @@ class ConditionalBatchNorm(linen.Module):
         num_classes: number of classes, 0 for none.
         dtype: of the result.
 
+    Example:
+        >>> x, labels = jnp.ones((2, 4, 4, 3)), jnp.array([0, 4])
+        >>> ConditionalBatchNorm(5).init_with_output(jax.random.key(0), x, labels)[0].shape
+        (2, 4, 4, 3)
+
     Reference:
         Dumoulin, Shlens and Kudlur, "A learned representation for artistic style", 2017; in a generator:
         Miyato and Koyama, "cGANs with projection discriminator", 2018.

@@ -44,6 +44,12 @@ class MaskedAutoencoder(linen.Module):
         ValueError: if the input is not images [B, H, W, C] that patches tile, or no or all patches are
             visible.
 
+    Example:
+        >>> model, images = MaskedAutoencoder(width=12, depth=1, decoder_depth=1), jnp.zeros((2, 8, 8, 3))
+        >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        >>> jax.eval_shape(model.apply, variables, images).shape  # 4 patches of 4x4x3 values
+        (2, 4, 48)
+
     Reference:
         He, Chen, Xie, Li, Dollar and Girshick, "Masked autoencoders are scalable vision learners", 2022,
         section 3.

@@ -10,11 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jdl.core import Array, Batch, Mean, Metrics, Task, Variables
+from jdl.nn.distributions import gaussian
 from jdl.nn.patches import from_patches, patches
 from jdl.tasks.module import functions, with_losses
-from jdl.tasks.reconstruction import data_of, row_weights
+from jdl.tasks.reconstruction import check_data, data_of, row_weights
 
 
 def masked_reconstruction(module: Any, *, normalized: bool = True) -> Task:
@@ -30,8 +32,12 @@ def masked_reconstruction(module: Any, *, normalized: bool = True) -> Task:
 
     Returns:
         A task with the metric "loss", the mean over hidden values of the squared error, monitored by "min
-        loss". ``predict`` gives images: those of hidden patches painted in, where inputs have an order. A
-        model that learned normalised patches gives normalised ones.
+        loss". ``predict`` gives images all of whose patches are the decoder's, seen or hidden, by the order
+        that inputs have. A model that learned normalised patches gives normalised ones.
+
+    Raises:
+        ValueError: from the task's ``check``, for a batch without inputs, or with an order that does not have
+            each patch once.
 
     Example:
         >>> from jdl.models import MaskedAutoencoder
@@ -81,7 +87,17 @@ def masked_reconstruction(module: Any, *, normalized: bool = True) -> Task:
         images = data_of(inputs)
         return from_patches(model.predict(variables, inputs), images.shape[1:], module.patch)
 
-    return Task(model.init, loss, evaluate, predict)
+    def check(batch: Batch) -> None:
+        check_data(gaussian(), batch)
+        inputs = batch["inputs"]
+        if isinstance(inputs, Mapping) and "order" in inputs:
+            T, order = _count(data_of(inputs), module.patch), np.asarray(inputs["order"])
+            if order.shape[1:] != (T,) or (np.sort(order, 1) != np.arange(T)).any():
+                raise ValueError(
+                    f"an order has each of the {T} patches once, int [B, {T}]; got shape {order.shape}"
+                )
+
+    return Task(model.init, loss, evaluate, predict, check=check)
 
 
 def _count(images: Array, side: int) -> int:

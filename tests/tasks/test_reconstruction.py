@@ -213,6 +213,18 @@ def test_says_what_is_wrong(variables):
     assert np.isnan(outside), "no mean of shares, and no gradient back to them"
 
 
+def test_an_order_of_patches_has_each_of_them_once():
+    task = tasks.masked_reconstruction(MAE)
+    images = np.zeros((2, 8, 8, 1), np.float32)
+    T = (8 // MAE.patch) ** 2
+    task.check({"inputs": {"data": images, "order": np.tile(np.arange(T)[::-1], (2, 1))}})
+    for order in (np.zeros((2, T), int), np.tile(np.arange(T) + 1, (2, 1)), np.zeros((2, T + 1), int)):
+        with pytest.raises(ValueError, match=f"each of the {T} patches once"):
+            task.check({"inputs": {"data": images, "order": order}})
+    with pytest.raises(ValueError, match='needs a batch with "inputs"'):
+        task.check({"images": images})
+
+
 def test_a_contraction_is_of_the_data_and_not_of_the_condition():
     matrix = jnp.array([[1.0, 2.0], [3.0, 0.0]])
     inputs = {"data": jnp.ones((5, 2)), "condition": jnp.zeros(5, jnp.int32)}
