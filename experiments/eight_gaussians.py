@@ -157,7 +157,13 @@ def main(config: Config) -> dict[str, dict[str, list[float]]]:
         folder, "eight_gaussians", config,
         name="eight_gaussians", title="Modes of eight Gaussians that a GAN's samples reach", group="GANs",
         metric="modes covered", goal="max", unit="of 8",
-        rows=tuple(ledger.Row(name.replace("_", " "), tuple(each["modes"])) for name, each in found.items()),
+        rows=tuple(
+            ledger.Row(
+                name.replace("_", " "), tuple(each["modes"]),
+                {"samples near a mode, %": round(100 * float(np.mean(each["near"])), 1)},
+            )
+            for name, each in found.items()
+        ),
         subject=None, note="A block is a seed.",
     )  # fmt: skip
     if not config.execution.quiet:
