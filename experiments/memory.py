@@ -118,8 +118,8 @@ DRAWN = {"adding": adding, "copy": copying}
 
 def drawn(problem: Problem, count: int, length: int, seed: int) -> Callable[[int], Batch]:
     """Training batches drawn anew: batch i follows from the seed and from i."""
-    # The generator of the test sequences is seeded with one number less.
-    return lambda i: DRAWN[problem](np.random.default_rng((seed, i)), count, length)
+    # From 1 on: numpy's generator of (seed, 0) is that of the seed alone, which draws the test sequences.
+    return lambda i: DRAWN[problem](np.random.default_rng((seed, i + 1)), count, length)
 
 
 def network(kind: Network, problem: Problem, width: int) -> Any:

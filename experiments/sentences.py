@@ -19,6 +19,7 @@ Gurevych, "Sentence-BERT", 2019; Wang et al., "MiniLM", 2020.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import statistics
 from collections.abc import Sequence
@@ -196,18 +197,24 @@ def main(config: Config) -> running.Outcome:
     labels = np.concatenate([part.labels for part in parts])
     cut = folds(config, found)
     folder = study.begin("sentences", config) if len(cut) > 1 else running.folder_of("sentences", config)
-    outcomes = []
-    for i, fold in enumerate(cut):
+
+    def trained(i: int) -> running.Outcome:
         where = folder / f"fold{i}" if len(cut) > 1 else folder
-        outcomes.append(train_fold(config, where, found, words(config, texts, fold.train), labels, fold))
-    accuracies = [outcome.test["accuracy"] for outcome in outcomes]
-    test = {**outcomes[-1].test, "accuracy": statistics.fmean(accuracies), "accuracies": accuracies}
-    outcome = running.Outcome(outcomes[-1].fitted, test, folder, sum(each.seconds for each in outcomes))
+        return train_fold(config, where, found, words(config, texts, cut[i].train), labels, cut[i])
+
+    def told(i: int) -> dict[str, float]:
+        one = trained(i)
+        return {"accuracy": one.test["accuracy"], "seconds": one.seconds}
+
+    # Of the folds before the last, figures are kept alone: what they learnt would fill the memory.
+    kept = [study.once(folder / f"fold{i}.json", functools.partial(told, i)) for i in range(len(cut) - 1)]
+    last = trained(len(cut) - 1)
+    accuracies = [*(each["accuracy"] for each in kept), last.test["accuracy"]]
+    test = {**last.test, "accuracy": statistics.fmean(accuracies), "accuracies": accuracies}
+    outcome = running.Outcome(last.fitted, test, folder, last.seconds + sum(each["seconds"] for each in kept))
     if not config.execution.quiet and jax.process_index() == 0:
         over = f", the mean over {len(cut)} folds" if len(cut) > 1 else ""
-        print(
-            running.report(f"test accuracy {100 * test['accuracy']:.2f} %{over}", outcomes[-1], "sentences")
-        )
+        print(running.report(f"test accuracy {100 * test['accuracy']:.2f} %{over}", outcome, "sentences"))
     return outcome
 
 

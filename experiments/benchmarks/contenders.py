@@ -44,7 +44,7 @@ def jdl_steps(
     Args:
         given: weights and data.
         several: whether a dispatch holds several steps; None as `fit` chooses, False or True.
-        bare: only send the steps, and do not look at what they came to.
+        bare: as many steps a dispatch as `fit` has between two records.
         mesh: the devices, and what they share.
         mode: who splits the work between them.
         label: what tables call it, where that does not follow from the others.

@@ -83,7 +83,10 @@ class Run:
         return [float(np.mean(found[name])) for name in names]
 
     def run(self, steps: int, *, bare: bool = False) -> float:
-        """Seconds that the next steps take; ``bare`` only sends them, and does not look how they went."""
+        """Seconds that the next steps take, each sent while the one before is computed.
+
+        With ``bare``, as many a dispatch as `fit` has between two records.
+        """
         import jax
 
         from jdl.train.loop import DISPATCH_SECONDS
@@ -100,7 +103,8 @@ class Run:
             self.state, sums, found = program.advance(self.state, sums, self.batches, self.position, end)
             if program.in_turn:
                 jax.block_until_ready(found)
-            elif before is not None and not bare:
+            elif before is not None:
+                # Without this, steps that wait in line slow down those that run.
                 int(before.step)
             before, self.position = found, end
         jax.block_until_ready(self.state)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from jdl.data.tokenizer import Tokenizer, _checked_text, _numbered, _utf, checked_ids
+from jdl.data.tokenizer import Tokenizer, _checked_text, _numbered, _utf, checked_ids, several
 
 PATTERNS = {
     "gpt2": r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""",
@@ -45,7 +45,7 @@ def train_bpe(
     """Byte pair encoding of some texts: any text comes back as it was, and common words are one token.
 
     Args:
-        texts: what to learn from, read once, one at a time.
+        texts: what to learn from, read once, one at a time; or one text.
         vocab_size: V, special tokens and the 256 bytes included; fewer where the texts have no more pairs.
         specials: names of special tokens, which have the first ids.
         min_count: how often a pair must come to be merged.
@@ -83,7 +83,7 @@ def train_bpe(
 
     def counted() -> Iterable[str]:
         nonlocal seen
-        for text in texts:
+        for text in [texts] if isinstance(texts, str) else texts:
             seen += bool(_checked_text(text))
             yield text
 
@@ -276,7 +276,7 @@ class _Functions:
         return np.array(tokenizer.encode(text, add_special_tokens=specials).ids, np.int32)
 
     def encode_batch(self, texts: Sequence[str], specials: bool = False) -> list[np.ndarray]:
-        for text in texts:
+        for text in several(texts):
             _utf(_checked_text(text), "utf-8")
         tokenizer = self.special if specials else self.literal
         found = tokenizer.encode_batch(list(texts), add_special_tokens=specials)

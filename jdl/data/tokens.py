@@ -292,13 +292,15 @@ def _checked_tokens(tokens: Any, length: int, vocab_size: int | None) -> int:
 
 
 def _check_ids(ids: np.ndarray, vocab_size: int | None) -> None:
-    if vocab_size is None or not ids.size:
+    fits = ids.dtype.itemsize < 4 or ids.dtype == np.int32
+    if not ids.size or (vocab_size is None and fits):
         return
+    # Batches are int32: without a vocabulary, what does not fit them would come out as another token.
+    least, most = (0, vocab_size - 1) if vocab_size is not None else (-(2**31), 2**31 - 1)
     low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= vocab_size:
-        raise ValueError(
-            f"token {low if low < 0 else high} lies outside 0..{vocab_size - 1}, the ids of the vocabulary"
-        )
+    if low < least or high > most:
+        bounds = "the ids of the vocabulary" if vocab_size is not None else "which int32 holds"
+        raise ValueError(f"token {low if low < least else high} lies outside {least}..{most}, {bounds}")
 
 
 def _stream(tokens: Any, order: _Stream, resident: bool | None) -> ResidentBatches | HostBatches:
@@ -308,6 +310,6 @@ def _stream(tokens: Any, order: _Stream, resident: bool | None) -> ResidentBatch
     if resident:
         if order.num_tokens > MAX_SIZE:
             raise ValueError(f"at most 2**30 tokens can live on a device, got {order.num_tokens}")
-        if order.vocab_size is not None:
+        if order.vocab_size is not None or isinstance(tokens, np.ndarray):
             _check_ids(np.asarray(jax.device_get(tokens)), order.vocab_size)
     return _make(arrays, order, resident)

@@ -109,7 +109,7 @@ def banned(tokens: int | Sequence[int | Sequence[int]]) -> Sampler:
         >>> banned([0, [1, 2], [2, 1]])(jnp.zeros((1, 3)), history).tolist()
         [[-inf, 0.0, -inf]]
     """
-    return Partial(_banned, sequences(tokens, "banned"))
+    return Partial(_banned, sequences(tokens, "banned"), 0)
 
 
 def no_repeat_ngram(n: int) -> Sampler:
@@ -184,11 +184,12 @@ def _logit_bias(tokens: Sequences, biases_N: Array, logits_BV: Array, history: H
     return logits_BV.at[:, tokens.tokens_NL[:, 0]].add(biases_N[None], mode="drop")
 
 
-def _banned(tokens: Sequences, logits_BV: Array, history: History) -> Array:
+def _banned(tokens: Sequences, starts_B: Any, logits_BV: Array, history: History) -> Array:
+    """Without what would end a sequence that lies after ``starts_B``."""
     last_N = tokens.tokens_NL[:, -1]
     if tokens.tokens_NL.shape[1] == 1:
         return logits_BV.at[:, last_N].set(-jnp.inf, mode="drop")
-    is_banned_BN = ends_with(history.tokens_BS, history.lengths_B, 0, tokens.without_last())
+    is_banned_BN = ends_with(history.tokens_BS, history.lengths_B, starts_B, tokens.without_last())
     return logits_BV.at[:, last_N].min(jnp.where(is_banned_BN, -jnp.inf, jnp.inf), mode="drop")
 
 
@@ -211,7 +212,8 @@ def _no_repeat_ngram(n: Any, logits_BV: Array, history: History) -> Array:
 
 def _min_length(n: Any, stop: Sequences, logits_BV: Array, history: History) -> Array:
     is_short_B = history.lengths_B - history.prompt_B < n
-    return jnp.where(is_short_B[:, None], _banned(stop, logits_BV, history), logits_BV)
+    # A text ends by what was written, whatever its prompt ends with.
+    return jnp.where(is_short_B[:, None], _banned(stop, history.prompt_B, logits_BV, history), logits_BV)
 
 
 def _max_length(n: Any, token: Sequences, logits_BV: Array, history: History) -> Array:

@@ -172,7 +172,7 @@ def _top_k(k: Any, logits_BV: Array, history: History) -> Array:
 
 
 def _top_p(p: Any, logits_BV: Array, history: History) -> Array:
-    return jnp.where(_cheapest(-logits_BV, jax.nn.softmax(logits_BV), p), logits_BV, -jnp.inf)
+    return _up_to(p, -logits_BV, jax.nn.softmax(logits_BV), logits_BV)
 
 
 def _min_p(p: Any, logits_BV: Array, history: History) -> Array:
@@ -184,7 +184,15 @@ def _typical(p: Any, logits_BV: Array, history: History) -> Array:
     log_probs_BV = jax.nn.log_softmax(logits_BV)
     probs_BV = jnp.exp(log_probs_BV)
     entropy_B1 = -jnp.where(probs_BV > 0, probs_BV * log_probs_BV, 0).sum(-1, keepdims=True)
-    return jnp.where(_cheapest(jnp.abs(log_probs_BV + entropy_B1), probs_BV, p), logits_BV, -jnp.inf)
+    return _up_to(p, jnp.abs(log_probs_BV + entropy_B1), probs_BV, logits_BV)
+
+
+def _up_to(p: Any, cost_BV: Array, probs_BV: Array, logits_BV: Array) -> Array:
+    """The cheapest logits whose probabilities add up to p, and all of them for 1.
+
+    In float32 a sum over a large vocabulary comes to 1 before its tail.
+    """
+    return jnp.where(_cheapest(cost_BV, probs_BV, p) | (jnp.asarray(p) >= 1), logits_BV, -jnp.inf)
 
 
 def _cheapest(cost_BV: Array, mass_BV: Array, target: Any) -> Array:

@@ -13,7 +13,7 @@ from jdl.models.transformer import Transformer, assemble
 from jdl.nn.moe import Experts
 from jdl.nn.positions import Llama3Scaling, Rotary
 
-_LLAMA3 = {"vocab_size": 128256, "rotary": Rotary(500_000.0)}
+_LLAMA3 = {"vocab_size": 128256, "rotary": Rotary(500_000.0), "context": 8192}
 SIZES: dict[str, tuple[int, int, int, int, int, dict[str, Any]]] = {
     "2-7b": (4096, 32, 32, 32, 11008, {}),
     "2-13b": (5120, 40, 40, 40, 13824, {}),
@@ -26,10 +26,22 @@ SIZES: dict[str, tuple[int, int, int, int, int, dict[str, Any]]] = {
         32,
         8,
         8192,
-        {"vocab_size": 128256, "head": "tied", "rotary": Rotary(500_000.0, scaling=Llama3Scaling(32.0))},
+        {
+            "vocab_size": 128256,
+            "head": "tied",
+            "rotary": Rotary(500_000.0, scaling=Llama3Scaling(32.0)),
+            "context": 131072,
+        },
     ),
-    "mistral-7b": (4096, 32, 32, 8, 14336, {"window": 4096}),
-    "mixtral-8x7b": (4096, 32, 32, 8, 14336, {"experts": Experts(8, 2), "rotary": Rotary(1_000_000.0)}),
+    "mistral-7b": (4096, 32, 32, 8, 14336, {"window": 4096, "context": 32768}),
+    "mixtral-8x7b": (
+        4096,
+        32,
+        32,
+        8,
+        14336,
+        {"experts": Experts(8, 2), "rotary": Rotary(1_000_000.0), "context": 32768},
+    ),
 }
 """Width, depth, heads, heads of keys and values, hidden features, and what else differs."""
 
@@ -69,6 +81,7 @@ def llama(size: str = "2-7b", **options: Any) -> Transformer:
         raise ValueError(f"another width than that of {size} needs its own {', '.join(missing)} too")
     defaults = {
         "vocab_size": 32000,
+        "context": 4096,
         "positions": None,
         "width": width,
         "depth": depth,

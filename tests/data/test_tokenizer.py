@@ -117,6 +117,8 @@ def test_words():
     ids = tokenizer.encode(text).tolist()
     assert [words[i] for i in ids] == ["b", "a", "a", "<eos>", "<unk>", "b", *["<unk>"] * 3, "a", "<eos>"]
     assert tokenizer.decode(ids) == "b a a \n b a \n"
+    once, listed = (train_bpe(text, 300) for text in ("the cat the cat", ["the cat the cat"]))
+    assert once.vocab_size == listed.vocab_size > 256
     lower = word_tokenizer(text, lower=True, max_words=3)
     assert lower.encode("A b D c <pad>").tolist() == [2, 3, 4, 1, 1]
     assert lower.encode("").shape == (0,)
@@ -224,6 +226,7 @@ def test_hugging_face_agrees_with_transformers(bpe, tmp_path):
         (lambda t: t.encode(b"x"), "text must be a string; got bytes"),
         (lambda t: t.encode("a\ud800"), "character 1 of the text is half a surrogate pair"),
         (lambda t: t.encode_batch(["a", None]), "text must be a string; got NoneType"),
+        (lambda t: t.encode_batch("abc"), "several texts and was given one"),
         (lambda t: t.decode([0, 10**6]), "id 1000000, at position 1, lies outside 0"),
         (lambda t: t.decode([-1]), "id -1, at position 0, lies outside"),
         (lambda t: t.decode([[1]]), r"ids must be integers \[n\]; got int64 of shape \(1, 1\)"),

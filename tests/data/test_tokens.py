@@ -168,6 +168,13 @@ def test_ids_outside_the_vocabulary(make):
     make(tokens, 4, 2, vocab_size=50, resident=True)
     with pytest.raises(ValueError, match="token -1 lies outside"):
         _check_ids(np.array([3, -1]), 5)
+    large = tokens.astype(np.int64)
+    large[2] = 2**33 + 5  # which would be 5
+    for resident in (True, False):
+        with pytest.raises(ValueError, match="token 8589934597 lies outside .* which int32 holds"):
+            made = make(large, 4, 2, resident=resident)
+            for i in range(len(made)):
+                made(i)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,9 @@ def test_batches_follow_from_seed_and_step_alone():
     assert all(np.array_equal(a, b) for a, b in zip(draw(7).values(), draw(7).values(), strict=True))
     assert not np.array_equal(draw(7)["inputs"], draw(8)["inputs"])
     assert not np.array_equal(draw(7)["inputs"], memory.drawn("copy", 3, 5, 1)(7)["inputs"])
+    test = {row.tobytes() for row in memory.copying(np.random.default_rng(0), 12, 5)["inputs"]}
+    learnt = {row.tobytes() for i in range(4) for row in draw(i)["inputs"]}
+    assert not test & learnt, "the test sequences, which are drawn from the seed alone, are no training ones"
 
 
 @pytest.mark.parametrize("problem", ["adding", "copy"])

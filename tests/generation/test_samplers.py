@@ -80,6 +80,14 @@ def test_what_is_left_is_what_the_definition_says(maker, values):
         np.testing.assert_allclose(found, np.array(expected), rtol=1e-6)
 
 
+@pytest.mark.parametrize("maker", [top_p, typical])
+def test_all_of_the_mass_is_every_token_of_a_large_vocabulary(maker):
+    """In float32 a sum of 50,000 probabilities comes to 1 before its tail."""
+    logits = np.random.default_rng(0).normal(0, 3, (4, 50_257)).astype(np.float32)
+    history = History(jnp.zeros((4, 1), jnp.int32), jnp.ones(4, jnp.int32), jnp.ones(4, jnp.int32))
+    np.testing.assert_array_equal(maker(1.0)(logits, history), logits)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.sampled_from([-np.inf, -2.5, -1.0, 0.0, 0.5, 3.0, 40.0]), min_size=V, max_size=V),
@@ -139,6 +147,12 @@ def test_tokens_are_biased_banned_and_forced():
     written = HISTORY.lengths_B - HISTORY.prompt_B  # 9, 5, 0, 1
     short = np.isneginf(apply(min_length(5, stop=[2, 4]), LOGITS, HISTORY))
     assert short.sum(1).tolist() == [2 * (n < 5) for n in written]
+    # A text ends by what was written: the end of a prompt begins no stop.
+    history = History(np.array([[3, 1, 0]], np.int32), np.array([2]), np.array([2]))
+    free = np.zeros((1, V), np.float32)
+    assert np.isfinite(apply(min_length(3, stop=[[1, 2]]), free, history)).all()
+    after = history._replace(lengths_B=np.array([3]), tokens_BS=np.array([[3, 1, 1]], np.int32))
+    assert np.flatnonzero(np.isneginf(apply(min_length(3, stop=[[1, 2]]), free, after))).tolist() == [2]
     forced = np.isfinite(apply(max_length(6, token=4), LOGITS, HISTORY))
     assert [set(np.flatnonzero(row).tolist()) == {4} for row in forced] == [n >= 5 for n in written]
 
