@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from jdl.data.tokenizer import Tokenizer, _checked_text, _numbered, _utf, checked_ids, several
+from jdl.data.tokenizer import Tokenizer, _checked_text, _numbered, _several, _utf, checked_ids
 
 PATTERNS = {
     "gpt2": r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""",
@@ -276,7 +276,7 @@ class _Functions:
         return np.array(tokenizer.encode(text, add_special_tokens=specials).ids, np.int32)
 
     def encode_batch(self, texts: Sequence[str], specials: bool = False) -> list[np.ndarray]:
-        for text in several(texts):
+        for text in _several(texts):
             _utf(_checked_text(text), "utf-8")
         tokenizer = self.special if specials else self.literal
         found = tokenizer.encode_batch(list(texts), add_special_tokens=specials)

@@ -314,10 +314,10 @@ def _encode(
 def _encode_batch(
     encode: Callable[..., np.ndarray], texts: Sequence[str], specials: bool = False
 ) -> list[np.ndarray]:
-    return [encode(text, specials) for text in several(texts)]
+    return [encode(text, specials) for text in _several(texts)]
 
 
-def several(texts: Sequence[str]) -> Sequence[str]:
+def _several(texts: Sequence[str]) -> Sequence[str]:
     """Texts, once it is known that they are not one, whose characters would be taken for texts."""
     if isinstance(texts, str):
         raise ValueError("encode_batch takes several texts and was given one: put it into [ ], or use encode")
