@@ -87,8 +87,11 @@ class Judge(NamedTuple):
 
     def distances(self, samples: np.ndarray) -> dict[str, float]:
         """The Frechet and the kernel distance of samples to the test set."""
-        found = self.of(samples)
-        kernel = audit.kernel_distance(self.test[: len(samples)], found)
+        return self._distances(self.of(samples))
+
+    def _distances(self, found: np.ndarray) -> dict[str, float]:
+        """The same of features."""
+        kernel = audit.kernel_distance(self.test[: len(found)], found)
         return {
             "frechet": audit.frechet_distance(self.moments, _moments(found)),
             "kernel": kernel.value,
@@ -118,7 +121,7 @@ class Judge(NamedTuple):
                 ),
             }
         return {
-            **self.distances(samples),
+            **self._distances(found),
             **asked,
             "frechet_of_training_set": audit.frechet_distance(self.moments, _moments(self.train[as_many])),
             **support._asdict(),

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from experiments import (
     resnet,
     sentences,
     shakespeare,
+    study,
     torch_gan,
     translation,
     two_conv,
@@ -455,24 +455,23 @@ def measure(name: str, seed: int, folder: Path) -> dict[str, Any]:
     """One seed of a recipe: its figure, time and energy, kept in the run's folder when done."""
     recipe = RECIPES[name]
     run = folder / f"{name}-{seed}"
-    done = run / "outcome.json"
-    is_whole = not any(run.rglob(train.run.CHECKPOINTS))
-    if done.exists():
-        kept = json.loads(done.read_text())
-        # All figures were errors once.
-        return {"figure": kept["error"], **kept} if "error" in kept else kept
-    execution = cli.Execution(run=str(run))
-    with ledger.Meter() as meter:
-        outcome = recipe.main(dataclasses.replace(recipe.config, seed=seed, execution=execution))
-    found = {
-        "figure": recipe.figure(outcome),
-        "seconds": meter.seconds,
-        # Of a run that was stopped and gone on with, only the last part was measured.
-        "energy_wh": meter.energy_wh if is_whole else None,
-        "energy_how": meter.how if is_whole else "not known: the run was stopped and gone on with",
-    }
-    done.write_text(json.dumps(found))
-    return found
+
+    def take() -> dict[str, Any]:
+        is_whole = not any(run.rglob(train.run.CHECKPOINTS))
+        execution = cli.Execution(run=str(run))
+        with ledger.Meter() as meter:
+            outcome = recipe.main(dataclasses.replace(recipe.config, seed=seed, execution=execution))
+        return {
+            "figure": recipe.figure(outcome),
+            "seconds": meter.seconds,
+            # Of a run that was stopped and gone on with, only the last part was measured.
+            "energy_wh": meter.energy_wh if is_whole else None,
+            "energy_how": meter.how if is_whole else "not known: the run was stopped and gone on with",
+        }
+
+    kept = study.once(run / "outcome.json", take)
+    # All figures were errors once.
+    return {"figure": kept["error"], **kept} if "error" in kept else kept
 
 
 def result(

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jdl.core import (
     AXIS,
@@ -29,7 +28,7 @@ from jdl.core import (
     psum,
     weighted,
 )
-from jdl.tasks.module import functions
+from jdl.tasks.module import _require_classes, functions
 
 OPPONENT = "opponent"
 """Collection of a player that holds the variables of the other."""
@@ -274,11 +273,8 @@ def gan(
             kind = "conditional GAN" if conditional else "GAN"
             raise ValueError(f'a {kind} needs a batch with "{missing[0]}"; it has {sorted(batch)}')
         classes = [n for player in (generator, discriminator) if (n := getattr(player, "num_classes", 0))]
-        labels = np.asarray(batch["labels"]) if conditional and classes else np.zeros(1)
-        if labels.size and not (labels.min() >= 0 and labels.max() < min(classes, default=1)):
-            raise ValueError(
-                f"labels must be from 0 to {min(classes) - 1}; they are {labels.min()} to {labels.max()}"
-            )
+        if conditional and classes:
+            _require_classes("labels", batch["labels"], min(classes))
         dtype = jax.tree.leaves(batch["inputs"])[0].dtype
         if preprocess is None and jnp.issubdtype(dtype, jnp.integer):
             raise ValueError(

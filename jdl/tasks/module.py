@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jdl.core import CARRY, LOSSES, Array, Batch, Mean, Metrics, Variables
 
@@ -35,6 +36,13 @@ class Functions(NamedTuple):
 def _streams(key: Array) -> dict[str, Array]:
     """Keys of the random streams that a module may draw from in training."""
     return {name: jax.random.fold_in(key, i) for i, name in enumerate(("dropout", "sample"))}
+
+
+def _require_classes(what: str, values: Any, classes: int) -> None:
+    """Raises ValueError for concrete integers that are no class of a model's."""
+    found = np.asarray(values)
+    if found.size and not (found.min() >= 0 and found.max() < classes):
+        raise ValueError(f"{what} must be from 0 to {classes - 1}; they are {found.min()} to {found.max()}")
 
 
 def functions(module: Any, method: str = "__call__") -> Functions:

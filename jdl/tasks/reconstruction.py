@@ -16,7 +16,7 @@ import numpy as np
 
 from jdl.core import FAULTS, Array, Batch, Mean, Metrics, Task, Variables, example_weights, weighted
 from jdl.nn.distributions import Likelihood, gaussian
-from jdl.tasks.module import functions, with_losses
+from jdl.tasks.module import _require_classes, functions, with_losses
 
 Corruption = Callable[[Array, Array], Array]
 """``key, data -> data`` as the encoder is to see them."""
@@ -153,11 +153,7 @@ def check_data(likelihood: Likelihood, batch: Batch, classes: int = 0) -> None:
     if isinstance(inputs, Mapping) and "data" not in inputs:
         raise ValueError(f'inputs with names need "data" among them; they have {sorted(inputs)}')
     if classes and isinstance(inputs, Mapping) and "condition" in inputs:
-        condition = np.asarray(inputs["condition"])
-        if condition.size and not (condition.min() >= 0 and condition.max() < classes):
-            raise ValueError(
-                f"conditions must be from 0 to {classes - 1}; they are {condition.min()} to {condition.max()}"
-            )
+        _require_classes("conditions", inputs["condition"], classes)
     x = np.asarray(data_of(inputs))
     if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
         raise ValueError(f"{(~np.isfinite(x)).sum()} values of the data are not finite")
