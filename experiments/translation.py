@@ -220,6 +220,8 @@ def translate(
             stop=[end],
         )
         for row, weight, texts in zip(batch["rows"], batch["weights"], beams.rows(), strict=True):
+            if not texts and weight:
+                raise ValueError(f"sentence {row}: the model gives no probabilities, but not a number")
             if weight:
                 found[row] = tokenizer.decode(texts[0]).strip()
     return found

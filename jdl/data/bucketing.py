@@ -3,7 +3,8 @@
 Batch i is a pure function of (seed, i), and every example comes exactly once an epoch. An example belongs to
 the bucket of the smallest length that it fits into, and each bucket shuffles its own with the permutation of
 `jdl.data.permutation`. What is left over when a bucket has filled its batches goes into the next longer one,
-so that only one batch of an epoch is not full: its rest is padding of weight zero.
+so that only one batch of an epoch is not full: its rest is padding of weight zero, and of "lengths" zero
+where the batch has such, so that it counts in nothing that a model sums over positions either.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 from jdl.data.batches import _checked_index, _with_weights
@@ -94,7 +96,8 @@ class BucketedBatches:
         begin = place * bucket.batch_size + index * part
         positions = np.arange(begin, begin + part)
         rows = self._rows(k, positions % bucket.size, epoch)
-        return _with_weights(dict(self.make(rows, bucket.length)), positions < bucket.size, np)
+        batch, real = dict(self.make(rows, bucket.length)), positions < bucket.size
+        return _with_weights(_without(batch, ~real) if not real.all() else batch, real, np)
 
     def _rows(self, k: int, positions: np.ndarray, epoch: int) -> np.ndarray:
         """The examples at ``positions`` of bucket ``k`` in an epoch."""
@@ -110,6 +113,16 @@ class BucketedBatches:
         if not is_own.all():
             rows[~is_own] = self._rows(k - 1, self.buckets[k - 1].size + own[~is_own], epoch)
         return rows
+
+
+def _without(batch: Any, padding: np.ndarray) -> dict[str, Any]:
+    """The batch, whose sequences have no real position in rows of padding."""
+
+    def of(path: Any, x: Any) -> Any:
+        is_lengths = isinstance(path[-1], jax.tree_util.DictKey) and path[-1].key == "lengths"
+        return np.where(padding, 0, x).astype(x.dtype) if is_lengths else x
+
+    return jax.tree_util.tree_map_with_path(of, batch)
 
 
 def bucketed(
@@ -134,7 +147,8 @@ def bucketed(
         shard: (index, count), as in `jdl.data.shuffled`.
 
     Returns:
-        Batches whose entries are those of ``make`` and ``weights`` [B] (times those of ``make``).
+        Batches whose entries are those of ``make`` and ``weights`` [B] (times those of ``make``), zero where
+        a row is padding, as are its ``lengths``.
 
     Raises:
         ValueError: if there are no examples, one is longer than the last boundary, or a number is out of

@@ -214,6 +214,7 @@ def _search(
         n, cache, tokens_BKS, log_probs_BK, best, is_done_B = carry
         history = History(tokens_BKS.reshape(-1, S), prompt_R + n, prompt_R)
         is_running_R = jnp.repeat(~is_done_B, K).astype(jnp.int32)
+        before = cache
         logits_R1V, cache = decoder.extend(cache, last_tokens(history)[:, None], is_running_R)
         logits_RV = sampler(logits_R1V[:, 0].astype(jnp.float32), history)
         V = logits_RV.shape[-1]
@@ -255,7 +256,8 @@ def _search(
         log_probs_BK, next_BK = jax.lax.top_k(totals_BM, K)
         tokens_BKS = _take(new.tokens, next_BK)
         parent_R = (jnp.take_along_axis(parent_BM, next_BK, 1) + K * jnp.arange(B)[:, None]).reshape(-1)
-        cache = jax.tree.map(lambda x: x[parent_R], cache)
+        # What comes back as it was given, such as what is known of a source, all beams of a row have alike.
+        cache = jax.tree.map(lambda was, x: x if x is was else x[parent_R], before, cache)
 
         # A log-probability only falls, so no text on the way can end better than with today's over the
         # largest divisor that lies ahead.

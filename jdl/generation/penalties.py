@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 
 from jdl.core import Array
 from jdl.generation.samplers import check_number
-from jdl.generation.sequences import History, Sampler, Sequences, ends_with, sequences
+from jdl.generation.sequences import History, Sampler, Sequences, ends_with, sequences, whole
 
 
 def repetition_penalty(penalty: float, with_prompt: bool = True) -> Sampler:
@@ -82,7 +82,7 @@ def logit_bias(biases: Mapping[int, float]) -> Sampler:
         biases: from token to what is added.
 
     Raises:
-        ValueError: if a key is no token.
+        ValueError: if a key is no token, or a bias is not a number.
 
     Example:
         >>> logit_bias({2: 1.5})(jnp.zeros((1, 3)), None).tolist()
@@ -91,7 +91,10 @@ def logit_bias(biases: Mapping[int, float]) -> Sampler:
     tokens = sequences(list(biases), "logit_bias")
     if tokens.tokens_NL.shape[1] != 1:
         raise ValueError("logit_bias is given single tokens, not sequences")
-    return Partial(_logit_bias, tokens, np.array(list(biases.values()), np.float32))
+    values = np.array(list(biases.values()), np.float32)
+    if np.isnan(values).any():
+        raise ValueError(f"logit_bias adds numbers to logits; got {dict(biases)}")
+    return Partial(_logit_bias, tokens, values)
 
 
 def banned(tokens: int | Sequence[int | Sequence[int]]) -> Sampler:
@@ -116,7 +119,7 @@ def no_repeat_ngram(n: int) -> Sampler:
     """Lets no sequence of n tokens come twice in a text, the prompt included.
 
     Raises:
-        ValueError: if n is less than 1.
+        ValueError: if n is no whole number, or less than 1.
 
     Example:
         >>> history = History(jnp.array([[1, 2, 0, 1]]), jnp.array([4]), jnp.array([1]))
@@ -126,9 +129,7 @@ def no_repeat_ngram(n: int) -> Sampler:
     Reference:
         Paulus, Xiong and Socher, "A deep reinforced model for abstractive summarization", 2018.
     """
-    if not isinstance(n, jax.core.Tracer) and n < 1:
-        raise ValueError(f"no_repeat_ngram needs at least 1 token; got {n}")
-    return Partial(_no_repeat_ngram, n)
+    return Partial(_no_repeat_ngram, whole("no_repeat_ngram", n))
 
 
 def min_length(n: int, stop: int | Sequence[int | Sequence[int]]) -> Sampler:
@@ -138,23 +139,29 @@ def min_length(n: int, stop: int | Sequence[int | Sequence[int]]) -> Sampler:
         n: tokens after the prompt.
         stop: as in `banned`.
 
+    Raises:
+        ValueError: if n is no whole number or negative, or as `banned`.
+
     Example:
         >>> history = History(jnp.array([[1, 1]]), jnp.array([2]), jnp.array([1]))
         >>> min_length(2, stop=0)(jnp.zeros((1, 2)), history).tolist()
         [[-inf, 0.0]]
     """
-    return Partial(_min_length, n, sequences(stop, "min_length"))
+    return Partial(_min_length, whole("min_length", n, 0), sequences(stop, "min_length"))
 
 
 def max_length(n: int, token: int) -> Sampler:
     """Forces a token, such as the end of the text, to be the n-th after the prompt.
+
+    Raises:
+        ValueError: if n is no whole number, or less than 1; or if the token is none.
 
     Example:
         >>> history = History(jnp.array([[1, 1]]), jnp.array([2]), jnp.array([1]))
         >>> max_length(2, token=0)(jnp.zeros((1, 2)), history).tolist()
         [[0.0, -inf]]
     """
-    return Partial(_max_length, n, sequences([token], "max_length"))
+    return Partial(_max_length, whole("max_length", n), sequences([token], "max_length"))
 
 
 def _counts(history: History, V: int, with_prompt: Any) -> Array:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from jdl.core import Array
-from jdl.generation.sequences import History, Sampler, pure
+from jdl.generation.sequences import History, Sampler, pure, whole
 
 
 def greedy(logits_BV: Array, history: History) -> Array:
@@ -69,7 +69,7 @@ def top_k(k: int) -> Sampler:
     """Leaves the k most likely tokens; of equals, the first.
 
     Raises:
-        ValueError: if k is less than 1.
+        ValueError: if k is no whole number, or less than 1.
 
     Example:
         >>> top_k(2)(jnp.array([[3.0, 1.0, 2.0, 2.0]]), None).tolist()
@@ -78,9 +78,7 @@ def top_k(k: int) -> Sampler:
     Reference:
         Fan, Lewis and Dauphin, "Hierarchical neural story generation", 2018.
     """
-    if not isinstance(k, jax.core.Tracer) and k < 1:
-        raise ValueError(f"top_k leaves at least 1 token; got {k}")
-    return Partial(_top_k, k)
+    return Partial(_top_k, whole("top_k", k))
 
 
 def top_p(p: float) -> Sampler:

@@ -5,6 +5,7 @@ Axes: B rows, S places of a row, N sequences, L longest sequence.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -38,8 +39,35 @@ Sampler = Callable[[Array, History], Array]
 
 
 def pure(function: Any) -> Partial:
-    """The function as a pytree, for a compiled program to take as an argument."""
+    """The function as a pytree, for a compiled program to take as an argument.
+
+    Raises:
+        ValueError: if it is no function.
+    """
+    if not callable(function):
+        raise ValueError(f"samplers and penalties are functions, as jdl.generation has; got {function!r}")
     return function if isinstance(function, Partial) else Partial(function)
+
+
+def whole(name: str, value: Any, least: int = 1) -> Any:
+    """A number of tokens as Python's integer; one that is traced is not known.
+
+    Raises:
+        ValueError: if it is no whole number, or less than ``least``.
+
+    Example:
+        >>> whole("top_k", np.int32(3))
+        3
+    """
+    if isinstance(value, jax.core.Tracer):
+        return value
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ValueError(f"{name} must be a whole number, at least {least}; got {value!r}")
+    return number
 
 
 class Sequences(NamedTuple):
@@ -73,6 +101,8 @@ def sequences(given: int | Sequence[int | Sequence[int]] | np.ndarray, what: str
         >>> sequences([7, [1, 2]]).tokens_NL.tolist()
         [[-1, 7], [1, 2]]
     """
+    if given is None:
+        raise ValueError(f"{what} must be tokens or sequences of tokens, () for none; got None")
     is_single = isinstance(given, int | np.integer) or (isinstance(given, np.ndarray) and given.ndim == 0)
     listed: list[Any] = [given] if is_single else list(given)  # type: ignore[arg-type]
     rows = [np.atleast_1d(np.asarray(sequence)) for sequence in listed]

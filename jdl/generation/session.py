@@ -6,7 +6,6 @@ Axes: B rows, S places of a row, N tokens to write, T tokens read at once.
 from __future__ import annotations
 
 import functools
-import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +23,7 @@ from jdl.generation.sequences import (
     padded,
     pure,
     sequences,
+    whole,
 )
 
 RUNNING, LENGTH, NOTHING = -3, -1, -2
@@ -77,12 +77,8 @@ def check(
     """
     decoder = ready(decoder)
     tokens_BT, lengths_B = padded(prompts, lengths)
-    max_new_tokens = _whole("max_new_tokens", max_new_tokens)
-    capacity = None if capacity is None else _whole("capacity", capacity)
-    if not callable(sampler):
-        raise ValueError(
-            f"a sampler is a function of logits and history, such as those of jdl.generation; got {sampler!r}"
-        )
+    max_new_tokens = whole("max_new_tokens", max_new_tokens)
+    capacity = None if capacity is None else whole("capacity", capacity)
     sampler, ends = pure(sampler), sequences(stop)
     B, longest = len(tokens_BT), int(lengths_B.max())
     V = vocabulary(decoder, B)
@@ -108,17 +104,6 @@ def check(
     tokens_BS[:, :longest] = tokens_BT[:, :longest]
     keys_B = row_keys(key, B)
     return Request(decoder, tokens_BS, lengths_B, keys_B, sampler, ends, max_new_tokens, capacity)
-
-
-def _whole(name: str, value: Any) -> int:
-    """A number of tokens, 1 or more, as Python's integer."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise ValueError(f"{name} must be a whole number, at least 1; got {value!r}")
-    return number
 
 
 def ready(decoder: Decoder) -> Decoder:

@@ -113,6 +113,13 @@ class EncoderDecoder(linen.Module):
     remat: str | None = None
     dtype: Any = None
 
+    @property
+    def limits(self) -> dict[str, int]:
+        """How many tokens and positions there are, on either side, by which tasks check sequences."""
+        return {"tokens": self.vocab_size} | (
+            {"positions": self.context} if self.positions == "learned" else {}
+        )
+
     def setup(self) -> None:
         if self.positions not in (None, *POSITIONS):
             raise ValueError(f"positions are None or one of {', '.join(POSITIONS)}; got {self.positions!r}")

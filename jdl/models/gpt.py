@@ -58,7 +58,7 @@ def gpt(size: str = "small", **options: Any) -> Transformer:
         "hidden": 4 * options.get("width", width),
         "causal": True,
         "activation": "gelu_tanh",
-        "residual_scale": (2 * depth) ** -0.5,
+        "residual_scale": (2 * max(depth, 1)) ** -0.5,
     }
     return assemble(Transformer, defaults | options)
 

@@ -9,7 +9,7 @@ Axes: B batch, T time, D features of the input, H features of a layer, V vocabul
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -27,16 +27,25 @@ CellName = Literal["rnn", "lstm", "gru"]
 CELLS: dict[str, type[Recurrence]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
 
+_UNKNOWN = ("segments", "types", "positions")
+
+
+def limits_of(vocab_size: int | None) -> dict[str, int]:
+    """The ``limits`` of a module without positions (`jdl.tasks.sequences`): of tokens, if it takes any."""
+    return {} if vocab_size is None else {"tokens": vocab_size}
+
+
 def embedded(inputs: Any, embed: linen.Embed | None, model: str, dtype: Any) -> tuple[Array, Array | None]:
     """Inputs of a recurrent model as features [B, T, D], tokens by an embedding, and their lengths.
 
     Raises:
         ValueError: for inputs that are not tokens where there is an embedding, or features where there is
-            none; and for documents packed into one row, between which a state cannot be cut.
+            none; for documents packed into one row, between which a state cannot be cut; and for types and
+            positions.
     """
     given = sequence(inputs, model, floats=embed is None)
-    if given.segments is not None or given.types is not None:
-        raise ValueError(f"{model} knows no segments or types: give each document a row of its own")
+    if isinstance(inputs, Mapping) and any(inputs.get(part) is not None for part in _UNKNOWN):
+        raise ValueError(f"{model} knows no {', '.join(_UNKNOWN)}: give each document a row of its own")
     x_BTD = embed(given.values) if embed else as_float(given.values, dtype)
     return x_BTD, given.lengths
 
@@ -141,6 +150,11 @@ class Recurrent(linen.Module):
     recurrent_dropout: float = 0.0
     weight_drop: float = 0.0
     dtype: Any = None
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """How many tokens there are, by which tasks check sequences."""
+        return limits_of(self.vocab_size)
 
     @linen.compact
     def __call__(self, inputs: Any, train: bool = False) -> Array:

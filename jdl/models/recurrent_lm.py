@@ -15,7 +15,7 @@ from flax import linen
 
 from jdl import nn
 from jdl.core import CARRY, LOSSES, Array, PyTree, psum
-from jdl.models.recurrent import CELLS, CellName, embedded, layers_of
+from jdl.models.recurrent import CELLS, CellName, embedded, layers_of, limits_of
 from jdl.nn.linear import float32_dot_general
 from jdl.nn.recurrence import uniform_within
 from jdl.nn.recurrence_stack import LockedDropout
@@ -79,6 +79,11 @@ class RecurrentLM(linen.Module):
     stateful: bool = False
     init_bound: float = 0.1
     dtype: Any = None
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """How many tokens there are, by which tasks check sequences."""
+        return limits_of(self.vocab_size)
 
     def setup(self) -> None:
         if self.tied and self.features[-1] != self.width:

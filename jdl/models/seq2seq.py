@@ -15,7 +15,7 @@ from flax import linen
 
 from jdl import nn
 from jdl.core import Array, PyTree
-from jdl.models.recurrent import CELLS, embedded, layers_of
+from jdl.models.recurrent import CELLS, embedded, layers_of, limits_of
 from jdl.nn.linear import Dense, float32_dot_general
 from jdl.nn.recurrence import open_forget_gate
 from jdl.nn.recurrence_attention import AttentiveRecurrence, weights_of_scores
@@ -74,6 +74,11 @@ class Seq2Seq(linen.Module):
     attention: Literal["additive", "dot", "general"] = "additive"
     dropout: float = 0.0
     dtype: Any = None
+
+    @property
+    def limits(self) -> dict[str, dict[str, int]]:
+        """How many tokens there are, by which tasks check sequences."""
+        return {"source": limits_of(self.source_vocab_size), "target": limits_of(self.vocab_size)}
 
     def setup(self) -> None:
         if self.features % 2:

@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen
 
 from jdl.core import Array
-from jdl.models.recurrent import embedded
+from jdl.models.recurrent import embedded, limits_of
 from jdl.nn import Conv, Dense
 from jdl.nn.recurrence import uniform_within
 
@@ -58,6 +58,11 @@ class TextCNN(linen.Module):
     dropout: float = 0.5
     token_dropout: float = 0.0
     dtype: Any = None
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """How many tokens there are, by which tasks check sequences."""
+        return limits_of(self.vocab_size)
 
     @linen.compact
     def __call__(self, inputs: Any, train: bool = False) -> Array:

@@ -97,6 +97,14 @@ class Transformer(linen.Module):
         """Whether a position sees none after it."""
         return self.block.causal
 
+    @property
+    def limits(self) -> dict[str, int]:
+        """How many tokens, positions and types there are, by which tasks check sequences."""
+        known = {"tokens": self.vocab_size, "types": self.types or None}
+        if self.positions == "learned":
+            known["positions"] = self.context
+        return {part: count for part, count in known.items() if count is not None}
+
     def setup(self) -> None:
         if self.positions not in (None, *POSITIONS):
             raise ValueError(f"positions are None or one of {', '.join(POSITIONS)}; got {self.positions!r}")

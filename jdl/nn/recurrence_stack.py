@@ -94,6 +94,9 @@ class LockedDropout(linen.Module):
         rate: probability of dropping.
         locked: False draws anew at each step: the usual dropout.
 
+    Raises:
+        ValueError: for a rate out of range.
+
     Example:
         >>> import jax
         >>> y = LockedDropout(0.5).apply({}, jnp.ones((2, 3, 8)), True, rngs={"dropout": jax.random.key(0)})
@@ -110,5 +113,7 @@ class LockedDropout(linen.Module):
     @linen.compact
     def __call__(self, x_BTD: Array, train: bool = False) -> Array:
         """[B, T, D] to the same shape."""
+        if not 0 <= self.rate < 1:
+            raise ValueError(f"dropout, a rate, must be at least 0 and below 1; got {self.rate}")
         dims = (1,) if self.locked else ()
         return linen.Dropout(self.rate, broadcast_dims=dims, deterministic=not train)(x_BTD)

@@ -57,7 +57,7 @@ def sequence(inputs: Any, name: str, floats: bool = False) -> Sequence:
         floats: whether the model takes floats.
 
     Returns:
-        The sequence.
+        The sequence, with zeros where it is padding.
 
     Raises:
         ValueError: for something else.
@@ -81,4 +81,9 @@ def sequence(inputs: Any, name: str, floats: bool = False) -> Sequence:
             raise ValueError(f"{name} takes {key} that are integers {shapes[key]}; got {x.dtype} {x.shape}")
     if others["positions"] is None:
         others["positions"] = jnp.arange(T, dtype=jnp.int32).reshape(1, T)
-    return Sequence(values, **others)
+    read = Sequence(values, **others)
+    real_BT = read.real()
+    if real_BT is None:
+        return read
+    # Zeros there, for what padding holds (not a number, perhaps) must not pass through a sum of weight 0.
+    return read._replace(values=jnp.where(real_BT if axes == 2 else real_BT[..., None], values, 0))

@@ -50,7 +50,7 @@ class Blocks(linen.Module):
         dtype: of the computation.
 
     Raises:
-        ValueError: for an unknown ``remat``, or a ``stochastic_depth`` out of range.
+        ValueError: for an unknown ``remat``, or a ``stochastic_depth`` or ``dropout`` out of range.
 
     Reference:
         Chen, Xu, Zhang and Guestrin, "Training deep nets with sublinear memory cost", 2016.
@@ -68,8 +68,9 @@ class Blocks(linen.Module):
     def setup(self) -> None:
         if self.remat is not None and self.remat not in REMAT:
             raise ValueError(f"remat is None or one of {', '.join(REMAT)}; got {self.remat!r}")
-        if not 0 <= self.stochastic_depth < 1:
-            raise ValueError(f"stochastic_depth must be at least 0 and below 1; got {self.stochastic_depth}")
+        for name in ("stochastic_depth", "dropout"):
+            if not 0 <= (rate := getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1; got {rate}")
         for name in ["block"] if self.scan else self._names:
             setattr(self, name, Block(self.config, self.has_memory, self.dropout, self.dtype))
         relative = self.config.relative

@@ -17,8 +17,15 @@ import numpy as np
 from jdl.core import FAULTS, Array, Batch, Metrics, Perplexity, Task, Variables, weighted
 from jdl.nn.chunked import TokenScores, chunked_token_scores, token_scores
 from jdl.tasks.module import functions, head, with_losses
-from jdl.tasks.sequences import check_sequence, labels_and_weights, real_positions
-from jdl.tasks.supervised import classification, position_weights
+from jdl.tasks.sequences import (
+    ANY_TOKENS,
+    check_inputs,
+    check_sequence,
+    labels_and_weights,
+    position_weights,
+    real_positions,
+)
+from jdl.tasks.supervised import classification
 
 
 def next_token(
@@ -71,13 +78,8 @@ def next_token(
     task = of_tokens(module, label_smoothing, z_loss, chunk)
 
     def check(batch: Batch) -> None:
-        V, inputs = check_tokens(task, batch), batch["inputs"]
-        tokens = np.asarray(inputs["tokens"] if isinstance(inputs, Mapping) else inputs)
-        real = real_positions(inputs)
-        outside = (tokens >= V) if real is None else (tokens >= V) & np.asarray(real)
-        if outside.any():
-            raise ValueError(f"{outside.sum()} tokens lie outside 0..{V - 1}, the model's vocabulary: for "
-                             f"example {tokens[outside][0]}")  # fmt: skip
+        V = check_tokens(module, task, batch)
+        check_sequence("inputs", batch["inputs"], {"tokens": V})
 
     return task._replace(check=check)
 
@@ -113,7 +115,7 @@ def seq2seq(
         if not isinstance(inputs, Mapping) or not {"source", "target"} <= set(inputs):
             found = sorted(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
             raise ValueError(f'inputs must be a dictionary with "source" and "target"; got {found}')
-        check_tokens(task, batch)
+        check_tokens(module, task, batch)
 
     return task._replace(check=check)
 
@@ -209,8 +211,8 @@ def _require_fit(outputs: Any, labels: Any) -> None:
                          f"expected {outputs.shape[:-1]}")  # fmt: skip
 
 
-def check_tokens(task: Task, batch: Batch) -> int:
-    """The size of the vocabulary of a task's logits, when it can take a concrete batch of tokens.
+def check_tokens(module: Any, task: Task, batch: Batch) -> int:
+    """The size of the vocabulary of a module's logits, when its task can take a concrete batch of tokens.
 
     Raises:
         ValueError: saying what is wrong with the batch.
@@ -218,11 +220,12 @@ def check_tokens(task: Task, batch: Batch) -> int:
     if "inputs" not in batch:
         raise ValueError(f'language modelling needs a batch with "inputs"; it has {sorted(batch)}')
     inputs = batch["inputs"]
-    if isinstance(inputs, Mapping) and "target" in inputs:
-        for name in ("source", "target"):
-            check_sequence(name, inputs[name])
+    if not isinstance(inputs, Mapping) or "target" not in inputs:
+        check_sequence("inputs", inputs, ANY_TOKENS)
     else:
-        check_sequence("inputs", inputs)
+        check_sequence("source", inputs["source"], {})
+        check_sequence("target", inputs["target"], ANY_TOKENS)
+    check_inputs(module, inputs)
     given = batch.get("labels")
     if given is not None and not np.issubdtype(np.asarray(given).dtype, np.integer):
         raise ValueError(f"labels must be integers [B, T]; got {np.asarray(given).dtype}")

@@ -18,8 +18,7 @@ import numpy as np
 
 from jdl.core import Array, Batch, Metrics, Task, Variables
 from jdl.tasks.language import check_tokens, of_tokens, seq2seq
-from jdl.tasks.sequences import check_sequence, decoded, real_positions
-from jdl.tasks.supervised import position_weights
+from jdl.tasks.sequences import ANY_TOKENS, check_sequence, decoded, position_weights, real_positions
 
 Noise = Callable[[Array, Batch], Batch]
 
@@ -97,8 +96,11 @@ def masked(
         return {**batch, "inputs": inputs, "labels": tokens, "weights": weights * chosen}
 
     def check(batch: Batch) -> None:
-        tokens = check_sequence("inputs", batch["inputs"]) if "inputs" in batch else None
-        V = check_tokens(task, {**batch, "labels": tokens})
+        tokens = None
+        if "inputs" in batch:
+            check_sequence("inputs", batch["inputs"], ANY_TOKENS)
+            tokens = np.asarray(decoded(batch["inputs"])["tokens"])
+        V = check_tokens(module, task, {**batch, "labels": tokens})
         if vocab_size > V:
             raise ValueError(f"vocab_size {vocab_size} is larger than the vocabulary of the module, {V}")
 
@@ -174,7 +176,8 @@ def span_corruption(
     def check(batch: Batch) -> None:
         if "inputs" not in batch:
             raise ValueError(f'span corruption needs a batch with "inputs"; it has {sorted(batch)}')
-        tokens = check_sequence("inputs", batch["inputs"])
+        check_sequence("inputs", batch["inputs"], ANY_TOKENS)
+        tokens = np.asarray(decoded(batch["inputs"])["tokens"])
         last = sentinel - max(spans for _, spans in _counts(tokens.shape[1], rate, mean_length)) + 1
         taken = (tokens >= last) & (tokens <= sentinel)
         if last < 0 or taken.any():

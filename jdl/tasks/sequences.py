@@ -3,20 +3,35 @@
 Axes: B batch, T time.
 
 A sequence is integer tokens [B, T], or a dictionary with "tokens" and, where wanted, "lengths" [B] (the first
-tokens of each row are real, the rest padding) and "segments" [B, T] (documents in one row, 1, 2, ...; 0 is
-padding). An encoder-decoder's inputs are {"source": a sequence, "target": a sequence}.
+tokens of each row are real, the rest padding), "segments" [B, T] (documents in one row, 1, 2, ...; 0 is
+padding), "positions" [B, T] and "types" [B, T]. A sequence of floats [B, T, C] is called "sequence" there. An
+encoder-decoder's inputs are {"source": a sequence, "target": a sequence}.
+
+A module of sequences says by an attribute ``limits`` how many "tokens", "positions" and "types" it knows (an
+encoder-decoder whose sides differ, so for "source" and "target"); batches are checked by it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from jdl.core import Array, Batch
-from jdl.tasks.supervised import position_weights
+from jdl.core import Array, Batch, example_weights
+
+ANY_TOKENS = {"tokens": math.inf}
+"""The limits of a sequence that must be tokens, whichever they are."""
+
+
+def position_weights(batch: Batch, shape: tuple[int, ...]) -> Array:
+    """The batch's weights as an array of ``shape`` [B, ...]; a weight [B] counts each of its positions."""
+    weights = example_weights(batch)
+    if weights.ndim > len(shape) or weights.shape != shape[: weights.ndim]:
+        raise ValueError(f"weights of shape {weights.shape} do not fit positions of shape {shape}")
+    return jnp.broadcast_to(weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim)), shape)
 
 
 def decoded(inputs: Any) -> Mapping[str, Any]:
@@ -72,28 +87,66 @@ def labels_and_weights(batch: Batch) -> tuple[Array, Array]:
     return labels.astype(jnp.int32), weights if real is None else weights * real
 
 
-def check_sequence(name: str, sequence: Any) -> np.ndarray:
-    """The tokens of a concrete sequence, when it is one.
+def check_inputs(module: Any, inputs: Any) -> None:
+    """Checks the sequences that a module is given, concrete ones, where it says that it takes such.
+
+    Raises:
+        ValueError: saying what is wrong with them.
+    """
+    limits = getattr(module, "limits", None)
+    if limits is None:
+        return
+    if isinstance(inputs, Mapping) and {"source", "target"} <= set(inputs):
+        for side in ("source", "target"):
+            check_sequence(side, inputs[side], limits.get(side, limits))
+    elif "target" not in limits:
+        check_sequence("inputs", inputs, limits)
+
+
+def check_sequence(name: str, sequence: Any, limits: Mapping[str, float]) -> None:
+    """Checks a concrete sequence: its shapes and types, and what of it is real, by the limits that there are.
 
     Raises:
         ValueError: saying what is wrong with it.
     """
-    parts = _known(sequence)
-    if "tokens" not in parts:
+    kind = _kind(sequence, limits)
+    parts = _known(sequence) if isinstance(sequence, Mapping) else {kind: sequence}
+    if kind not in parts:
         raise ValueError(f'{name} must be tokens or a dictionary with "tokens"; it has {sorted(parts)}')
-    tokens = np.asarray(parts["tokens"])
-    if not np.issubdtype(tokens.dtype, np.integer) or tokens.ndim != 2:
-        raise ValueError(f"{name}: tokens must be integers [B, T]; got {tokens.dtype} {tokens.shape}")
-    if tokens.size and tokens.min() < 0:
-        raise ValueError(f"{name}: tokens must not be negative; got {tokens.min()}")
-    for part, expected in (("lengths", tokens.shape[:1]), ("segments", tokens.shape)):
+    elements = np.asarray(parts[kind])
+    if kind == "tokens" and (not np.issubdtype(elements.dtype, np.integer) or elements.ndim != 2):
+        raise ValueError(f"{name}: tokens must be integers [B, T]; got {elements.dtype} {elements.shape}")
+    if kind == "sequence" and elements.ndim != 3:
+        raise ValueError(f"{name}: a sequence of floats must be [B, T, C]; got {elements.shape}")
+    B, T = elements.shape[:2]
+    for part, expected in (("lengths", (B,)), ("segments", (B, T)), ("positions", (B, T)), ("types", (B, T))):
         if part not in parts:
             continue
         given = np.asarray(parts[part])
         if given.shape != expected or not np.issubdtype(given.dtype, np.integer):
-            raise ValueError(f"{name}: {part} must be integers of shape {expected}, for tokens of shape "
-                             f"{tokens.shape}; got {given.dtype} of shape {given.shape}")  # fmt: skip
-        if part == "lengths" and ((given < 0) | (given > tokens.shape[1])).any():
-            raise ValueError(f"{name}: lengths must lie in 0..{tokens.shape[1]}, the positions of a row; got "
+            raise ValueError(f"{name}: {part} must be integers of shape {expected}, for {kind} of shape "
+                             f"{elements.shape}; got {given.dtype} of shape {given.shape}")  # fmt: skip
+        if part == "lengths" and ((given < 0) | (given > T)).any():
+            raise ValueError(f"{name}: lengths must lie in 0..{T}, the positions of a row; got "
                              f"{given.min()} to {given.max()}")  # fmt: skip
-    return tokens
+    real = real_positions(parts)
+    for part in ("tokens", "positions", "types"):
+        if part not in parts:
+            continue
+        given = np.asarray(parts[part])
+        counted = given if real is None else given[np.asarray(real)]
+        if counted.size and counted.min() < 0:
+            raise ValueError(f"{name}: {part} must not be negative; got {counted.min()}")
+        if counted.size and counted.max() >= limits.get(part, np.inf):
+            outside = (counted >= limits[part]).sum()
+            raise ValueError(f"{name}: {outside} {part} lie outside 0..{limits[part] - 1}, what the model "
+                             f"knows: for example {counted.max()}")  # fmt: skip
+
+
+def _kind(sequence: Any, limits: Mapping[str, float]) -> str:
+    """What a sequence has to be made of, where the limits say so, or is made of."""
+    if "tokens" in limits:
+        return "tokens"
+    if isinstance(sequence, Mapping):
+        return "sequence" if "sequence" in sequence else "tokens"
+    return "sequence" if np.issubdtype(np.asarray(sequence).dtype, np.floating) else "tokens"

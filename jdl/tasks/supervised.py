@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jdl.core import FAULTS, Array, Batch, Mean, Metrics, Task, Variables, example_weights, weighted
+from jdl.core import FAULTS, Array, Batch, Mean, Metrics, Task, Variables, weighted
 from jdl.tasks.module import functions, with_losses
+from jdl.tasks.sequences import check_inputs, position_weights
 
 Score = Callable[[Any, Batch], Metrics]
 
@@ -26,7 +27,8 @@ def supervised(module: Any, score: Score, *, train_score: Score | None = None, *
         module: a Linen module (or what quacks like one, see `jdl.tasks.module`).
         score: ``outputs, batch -> metrics``; its "loss" is a `Mean` and is what training lowers.
         train_score: the same for training, where that differs (label smoothing, say).
-        **fields: ``monitor`` and ``check`` of the `Task`.
+        **fields: ``monitor`` and ``check`` of the `Task`. Without a check of its own it checks inputs that
+            are sequences (`jdl.tasks.sequences`).
 
     Returns:
         The task.
@@ -45,7 +47,11 @@ def supervised(module: Any, score: Score, *, train_score: Score | None = None, *
         del key
         return score(model.predict(variables, batch["inputs"]), batch)
 
-    return Task(model.init, loss, evaluate, model.predict, **fields)
+    def check(batch: Batch) -> None:
+        if "inputs" in batch:
+            check_inputs(module, batch["inputs"])
+
+    return Task(model.init, loss, evaluate, model.predict, **{"check": check, **fields})
 
 
 def classification(module: Any, *, label_smoothing: float = 0.0, auxiliary: float = 0.3) -> Task:
@@ -127,7 +133,12 @@ def _classifier(module: Any, score: Callable[..., Metrics], label_smoothing: flo
         return {**metrics, "loss": Mean(total, weight)}
 
     task = supervised(module, score, train_score=train_score, monitor="max accuracy")
-    return task._replace(check=lambda batch: _check_labels(task, batch))
+
+    def check(batch: Batch) -> None:
+        task.check(batch)
+        _check_labels(task, batch)
+
+    return task._replace(check=check)
 
 
 def segmentation_score(logits: Array, batch: Batch, *, label_smoothing: float = 0.0) -> Metrics:
@@ -242,14 +253,6 @@ def regression(module: Any, *, loss: Literal["squared", "absolute", "huber"] = "
         }
 
     return supervised(module, score)
-
-
-def position_weights(batch: Batch, shape: tuple[int, ...]) -> Array:
-    """The batch's weights as an array of ``shape`` [B, ...]; a weight [B] counts each of its positions."""
-    weights = example_weights(batch)
-    if weights.ndim > len(shape) or weights.shape != shape[: weights.ndim]:
-        raise ValueError(f"weights of shape {weights.shape} do not fit positions of shape {shape}")
-    return jnp.broadcast_to(weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim)), shape)
 
 
 def _check_labels(task: Task, batch: Batch) -> None:

@@ -84,6 +84,18 @@ def test_shards_make_up_the_batch():
             np.testing.assert_array_equal(np.concatenate([part(i)[name] for part in parts]), whole(i)[name])
 
 
+def test_rows_of_padding_have_no_length():
+    def make(rows, length):
+        side = {"tokens": np.ones((len(rows), length), int), "lengths": np.full(len(rows), 2, np.int32)}
+        return {"inputs": {"source": side, "target": side}, "lengths": rows}
+
+    whole, last = (bucketed(make, [2, 2, 2], 2, [3], None)(i) for i in range(2))
+    assert whole["inputs"]["source"]["lengths"].tolist() == [2, 2]
+    for side in last["inputs"].values():
+        assert side["lengths"].tolist() == [2, 0]
+        assert side["lengths"].dtype == np.int32
+
+
 def test_weights_multiply_and_repr():
     batches = bucketed(
         lambda rows, length: {"weights": np.full((len(rows), length), 0.5)}, [2, 2, 2], 2, [3], None

@@ -1,6 +1,7 @@
 """Beam search against all texts that there are, and against transformers."""
 
 import functools
+import re
 import warnings
 
 import jax
@@ -141,11 +142,28 @@ def test_the_largest_are_those_of_a_sort(values):
         np.testing.assert_array_equal(found, expected)
 
 
+def test_what_a_decoder_knows_of_a_source_is_not_copied_from_step_to_step():
+    memory = jnp.arange(2 * 13.0).reshape(2, 13)
+
+    def extend(cache, tokens, lengths=None):
+        del lengths
+        return jax.nn.one_hot(tokens, 13) * cache["memory"][:, None], {**cache, "state": cache["state"] + 1}
+
+    decoder = Decoder(lambda rows, length: {"memory": memory, "state": jnp.zeros((rows, 17))}, extend)
+    search = functools.partial(beam_search, decoder, [[1], [2]], num_beams=3, max_new_tokens=4)
+    program = str(jax.make_jaxpr(lambda: search().tokens_BKN)())
+    gathered = set(re.findall(r"f32\[(6,\d+)\] = gather", program))
+    assert "6,17" in gathered
+    assert "6,13" not in gathered
+
+
 def test_bad_requests_are_refused_in_words():
     search = functools.partial(beam_search, attentive(), [[1]], max_new_tokens=2)
     with pytest.raises(ValueError, match="1 beam or more, and 1 to that many results; got 0 and 1"):
         search(num_beams=0)
     with pytest.raises(ValueError, match="got 2 and 3"):
         search(num_beams=2, num_results=3)
+    with pytest.raises(ValueError, match="samplers and penalties are functions.* got 0.6"):
+        search(num_beams=2, penalty=0.6)
     with pytest.raises(ValueError, match="need a cache of 2 positions; capacity is 1"):
         search(num_beams=2, capacity=1)

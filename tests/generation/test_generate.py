@@ -195,7 +195,7 @@ def test_a_minimum_length_holds_off_the_stop():
         ({"max_new_tokens": 0}, "max_new_tokens must be a whole number, at least 1; got 0"),
         ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number, at least 1; got 2.5"),
         ({"capacity": 16.0}, "capacity must be a whole number, at least 1; got 16.0"),
-        ({"sampler": 0.8}, "a sampler is a function of logits and history.*got 0.8"),
+        ({"sampler": 0.8}, "samplers and penalties are functions.*got 0.8"),
         ({"stop": [[]]}, "stop: a sequence of tokens must not be empty"),
         ({"stop": ["end"]}, "stop must be tokens"),
         ({"stop": V}, "stop: token 7 is outside the vocabulary"),

@@ -231,6 +231,20 @@ def test_padding_leaks_nowhere(causal):
     np.testing.assert_allclose(a[1, :4], alone, rtol=0, atol=1e-5)
 
 
+def test_no_number_in_the_padding_of_floats_reaches_nothing():
+    model = Transformer(None, D, 1, BlockConfig(2, 16), head=2, pool="mean")
+    lengths = jnp.array([4, 1])
+    real = (jnp.arange(4)[None] < lengths[:, None])[..., None]
+
+    def loss(params, fill):
+        given = {"sequence": jnp.where(real, jnp.ones((1, 1, 3)), fill), "lengths": lengths}
+        return model.apply({"params": params}, given).sum()
+
+    params = model.init(jax.random.key(0), jnp.zeros((2, 4, 3)))["params"]
+    run = jit(jax.value_and_grad(loss))
+    jax.tree.map(np.testing.assert_array_equal, run(params, jnp.nan), run(params, 1.0))
+
+
 @pytest.mark.parametrize("name", ["learned", "buckets, norm after"])
 def test_documents_in_a_row_do_not_see_each_other(name):
     model, variables = model_and_variables(name)
@@ -314,6 +328,7 @@ def test_another_width_of_llama_needs_its_own_heads():
         ({"vocab_size": None}, jnp.zeros((2, 3, 4)), "no vocabulary for its head 'tied': give a number"),
         ({"pooler": True}, tokens(), 'a pooler needs a pool, such as pool="first"'),
         ({"stochastic_depth": 1.0}, tokens(), "at least 0 and below 1; got 1.0"),
+        ({"dropout": 1.5}, tokens(), "dropout must be at least 0 and below 1; got 1.5"),
         ({"remat": "all"}, tokens(), "remat is None or one of full, dots; got 'all'"),
     ],
 )

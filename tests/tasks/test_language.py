@@ -11,14 +11,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jdl.core import FAULTS, LOSSES, summarize
-from jdl.models import bert
-from jdl.tasks import classification, masked, next_token, seq2seq, span_corruption, token_classification
+from jdl.models import Recurrent, Seq2Seq, TextCNN, bert, transformer
+from jdl.tasks import (
+    classification,
+    masked,
+    next_token,
+    regression,
+    seq2seq,
+    span_corruption,
+    token_classification,
+)
 from jdl.tasks.masking import corrupted, row_keys
 from jdl.tasks.sequences import labels_and_weights
 from tests.compiling import jit
 
 B, T, V = 3, 6, 7
 KEY = jax.random.key(0)
+
+
+def classifier(**options):
+    sizes = {"vocab_size": V, "width": 4, "depth": 1, "num_heads": 2, "context": T}
+    return bert(**{**sizes, "head": 2, "pool": "first", **options})
 
 
 class Words(linen.Module):
@@ -359,7 +372,10 @@ def with_hole(**parts):
         ),
         ({"labels": tokens() + 3}, r"\d+ labels lie outside 0..6, the model's vocabulary: for example [789]"),
         ({"labels": None, "inputs": tokens(high=9)}, r"\d tokens lie outside 0..6"),
-        ({"inputs": tokens() + 3}, r"\d tokens lie outside 0..6, the model's vocabulary: for example [789]"),
+        (
+            {"inputs": tokens() + 3},
+            r"inputs: \d tokens lie outside 0..6, what the model knows: for example [789]",
+        ),
         ({"labels": np.full((B, T), -100)}, r"18 labels lie outside 0..6.* -100 \(what is not to count has"),
         ({"labels": np.zeros((B, T))}, r"labels must be integers \[B, T\]; got float64"),
         ({"labels": tokens(3, 5)}, r"labels of shape \(3, 5\) do not fit tokens of shape \(3, 6\)"),
@@ -369,6 +385,74 @@ def with_hole(**parts):
 def test_check_says_what_is_wrong_with_a_batch(parts, message):
     with pytest.raises(ValueError, match=message):
         next_token(Words()).check(with_hole(**parts))
+
+
+def sequence_of(**parts):
+    return {"tokens": tokens(), **parts}
+
+
+FLOATS = np.ones((B, T, 2), np.float32)
+SIDES = {"source": {"tokens": tokens(), "lengths": np.array([6, 2, 1])}, "target": tokens()}
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs", "message"),
+    [
+        (
+            TextCNN(2, V, 4, (2,), 3),
+            tokens() + 3,
+            r"inputs: \d+ tokens lie outside 0..6, what the model knows",
+        ),
+        (
+            TextCNN(2, V, 4, (2,), 3),
+            FLOATS,
+            r"inputs: tokens must be integers \[B, T\]; got float32 \(3, 6, 2\)",
+        ),
+        (
+            Recurrent(2, (3,), pool="mean"),
+            {"sequence": FLOATS, "lengths": np.array([6, 7, 1])},
+            "inputs: lengths must lie in 0..6, the positions of a row; got 1 to 7",
+        ),
+        (Recurrent(2, (3,)), FLOATS[0], r"inputs: a sequence of floats must be \[B, T, C\]; got \(6, 2\)"),
+        (
+            Recurrent(2, (3,), vocab_size=V),
+            sequence_of(positions=tokens()),
+            "Recurrent knows no segments, types, positions: give each document a row of its own",
+        ),
+        (
+            classifier(context=6),
+            sequence_of(positions=tokens() + 4),
+            r"inputs: \d+ positions lie outside 0..5, what the model knows: for example 10",
+        ),
+        (classifier(), sequence_of(types=tokens()), r"inputs: \d+ types lie outside 0..1, .* for example 6"),
+        (classifier(), sequence_of(types=-tokens()), "inputs: types must not be negative; got -6"),
+    ],
+)
+def test_sequences_that_a_model_does_not_know_are_refused(module, inputs, message):
+    labels = np.zeros(B, np.int32)
+    for task in (classification(module), regression(module)):
+        with pytest.raises(ValueError, match=message):
+            task.check({"inputs": inputs, "labels": labels})
+            task.init(KEY, {"inputs": inputs, "labels": labels})
+
+
+def test_sides_of_a_translation_are_checked_each_by_its_own_vocabulary():
+    two, one = Seq2Seq(V, 3, 4, 4), transformer(vocab_size=V, width=4, depth=1, num_heads=2, hidden=4)
+    seq2seq(one).check({"inputs": SIDES})
+    with pytest.raises(ValueError, match=r"source: \d+ tokens lie outside 0..2, what the model knows"):
+        seq2seq(two).check({"inputs": SIDES})
+    with pytest.raises(ValueError, match=r"target: \d tokens lie outside 0..6"):
+        seq2seq(one).check({"inputs": {**SIDES, "target": tokens() + 1}})
+    seq2seq(Seq2Seq(V, None, 4, 4)).check({"inputs": {"source": {"sequence": FLOATS}, "target": tokens()}})
+    padded = {
+        **SIDES["source"],
+        "tokens": np.where(np.arange(T) < SIDES["source"]["lengths"][:, None], 2, 99),
+    }
+    seq2seq(two).check({"inputs": {**SIDES, "source": padded}})
+    with pytest.raises(ValueError, match="target: 3 tokens lie outside 0..5"):
+        span_corruption(
+            transformer(vocab_size=6, width=4, depth=1, num_heads=2, hidden=4), 5, rate=0.5, start=9
+        ).check({"inputs": tokens(high=2)})
 
 
 def test_labels_out_of_range_are_counted_where_they_weigh():
