@@ -191,6 +191,7 @@ def main(config: Config) -> dict[str, Any]:
         raise ValueError("there is nothing to train: give depths and shortcuts")
     for depth in config.depths:
         resnet.model(resnet.Config(depth=depth))
+    study.figure(1, 1)  # what is missing for it is missed now, not after the training
     folder = study.begin("depth", config)
     dataset = data.load(config.dataset)
     found: dict[str, Any] = {}
@@ -248,11 +249,7 @@ def plot(found: Mapping[str, Any], title: str = "") -> Any:
     Raises:
         ImportError: naming the extra to install, if matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError('pictures need matplotlib: pip install -e ".[experiments]"') from None
-    figure = Figure(figsize=(15, 6.4), layout="constrained")
+    figure = study.figure(15, 6.4)
     grid = figure.subplots(2, 4)
     for number, (name, one) in enumerate(found.items()):
         style = {"color": f"C{number}", "lw": 1.3, "ls": "--" if name.startswith("plain") else "-"}

@@ -190,6 +190,7 @@ def main(config: Config) -> dict[str, Any]:
         raise ValueError(f"sizes must be at least three different numbers of images, 1 to the {available:,} "
                          f"of {config.dataset}; got {' '.join(map(str, config.sizes))}")  # fmt: skip
     seeds = study.seeds(config)
+    study.figure(1, 1)  # what is missing for it is missed now, not after the training
     folder = study.begin("learning_curve", config)
     found: dict[str, Any] = {}
     for network in NETWORKS:
@@ -263,11 +264,7 @@ def plot(sizes: Sequence[int], found: dict[str, Any], title: str = "") -> Any:
     Raises:
         ImportError: naming the extra to install, if matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError('pictures need matplotlib: pip install -e ".[experiments]"') from None
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = study.figure(6.4, 4.2)
     axes = figure.subplots()
     n = np.geomspace(sizes[0], sizes[-1], 200)
     for network, each in found.items():

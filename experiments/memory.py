@@ -216,6 +216,7 @@ def main(config: Config) -> dict[str, Any]:
     """
     if not (config.problems and config.lengths and config.networks) or min(config.lengths) < 4:
         raise ValueError("give problems, networks, and lengths of at least 4 steps")
+    study.figure(1, 1)  # what is missing for it is missed now, not after the training
     folder = study.begin("memory", config)
     found: dict[str, Any] = {}
     for problem in config.problems:
@@ -295,12 +296,8 @@ def plot(found: Mapping[str, Any]) -> Any:
     Raises:
         ImportError: naming the extra to install, if matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError('pictures need matplotlib: pip install -e ".[experiments]"') from None
     columns = max(map(len, found.values()))
-    figure = Figure(figsize=(4.2 * columns, 3.2 * len(found)), layout="constrained")
+    figure = study.figure(4.2 * columns, 3.2 * len(found))
     grid = figure.subplots(len(found), columns, squeeze=False)
     for row, (problem, of_problem) in zip(grid, found.items(), strict=True):
         for axes, (length, of_length) in zip(row, of_problem.items(), strict=False):

@@ -73,6 +73,19 @@ def once(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def figure(width: float, height: float) -> Any:
+    """An empty `matplotlib.figure.Figure`, in inches.
+
+    Raises:
+        ImportError: naming the extra to install, if matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError('pictures need matplotlib: pip install -e ".[experiments]"') from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Aligned columns of text, the first to the left, the others to the right.
 

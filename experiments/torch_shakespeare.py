@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import ledger, peers, shakespeare
+from experiments import ledger, peers, shakespeare, torch_gpt
 from jdl import data
 
 PUBLISHED = "none: the reference for the same recipe in jdl"
@@ -22,45 +22,16 @@ PUBLISHED = "none: the reference for the same recipe in jdl"
 
 def gpt(config: shakespeare.Config, vocab_size: int) -> Any:
     """The network of `experiments.shakespeare`, as a PyTorch module from tokens to logits."""
-    import torch
-    from torch import nn
-
-    D, H = config.width, config.num_heads
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm1, self.norm2 = nn.LayerNorm(D), nn.LayerNorm(D)
-            self.qkv, self.out = nn.Linear(D, 3 * D, bias=False), nn.Linear(D, D, bias=False)
-            self.expand, self.project = nn.Linear(D, 4 * D, bias=False), nn.Linear(4 * D, D, bias=False)
-            self.drop = nn.Dropout(config.dropout)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            B, T, _ = x.shape
-            q, k, v = (y.view(B, T, H, D // H).transpose(1, 2) for y in self.qkv(self.norm1(x)).chunk(3, -1))
-            dropout = config.dropout if self.training else 0.0
-            y = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-            x = x + self.drop(self.out(y.transpose(1, 2).reshape(B, T, D)))
-            return x + self.drop(self.project(nn.functional.gelu(self.expand(self.norm2(x)))))
-
-    class GPT(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.tokens, self.positions = nn.Embedding(vocab_size, D), nn.Embedding(config.context, D)
-            self.drop, self.norm = nn.Dropout(config.dropout), nn.LayerNorm(D)
-            self.blocks = nn.ModuleList(Block() for _ in range(config.depth))
-            for name, weight in self.named_parameters():
-                if weight.dim() > 1:
-                    added = name.endswith(("out.weight", "project.weight"))
-                    nn.init.normal_(weight, std=0.02 / (math.sqrt(2 * config.depth) if added else 1))
-
-        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-            x = self.drop(self.tokens(tokens) + self.positions.weight[: tokens.shape[1]])
-            for block in self.blocks:
-                x = block(x)
-            return self.norm(x) @ self.tokens.weight.T
-
-    return GPT()
+    return torch_gpt.gpt(
+        vocab_size,
+        config.context,
+        config.width,
+        config.depth,
+        config.num_heads,
+        bias=False,
+        dropout=config.dropout,
+        approximate="none",
+    )
 
 
 def rate(step: int, config: shakespeare.Config) -> float:

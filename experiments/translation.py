@@ -229,15 +229,25 @@ def translate(
 
 def scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """BLEU as it is and without regard to case, and chrF, in per cent."""
-    try:
-        import sacrebleu
-    except ImportError:
-        raise ImportError('scoring translations needs sacrebleu: pip install -e ".[text]"') from None
+    sacrebleu = scorer()
     return {
         "bleu": sacrebleu.corpus_bleu(hypotheses, [references]).score,
         "bleu_lower": sacrebleu.corpus_bleu(hypotheses, [references], lowercase=True).score,
         "chrf": sacrebleu.corpus_chrf(hypotheses, [references]).score,
     }
+
+
+def scorer() -> Any:
+    """The package sacrebleu.
+
+    Raises:
+        ImportError: naming the extra to install, if it is missing.
+    """
+    try:
+        import sacrebleu
+    except ImportError:
+        raise ImportError('scoring translations needs sacrebleu: pip install -e ".[text]"') from None
+    return sacrebleu
 
 
 def prepared(config: Config) -> tuple[data.Parallel, data.Tokenizer]:
@@ -259,6 +269,7 @@ def prepared(config: Config) -> tuple[data.Parallel, data.Tokenizer]:
 
 def main(config: Config) -> running.Outcome:
     """Trains a translator as the configuration says, and scores it on the test sets once."""
+    scorer()  # what is missing for it is missed now, not after the training
     parallel, tokenizer = prepared(config)
     model = network(config, tokenizer.vocab_size)
     folder = running.folder_of("translation", config)

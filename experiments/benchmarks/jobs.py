@@ -335,12 +335,6 @@ def _torch_text(name: str, job: Job, arrays: dict[str, np.ndarray]) -> Any:
 
     del name
     network = torch_gpt.gpt(int(arrays["size"]), CONTEXT, WIDTH, DEPTH, HEADS)
-    for path, weight in network.named_parameters():
-        if weight.dim() > 1:
-            added = path.endswith(("out.weight", "project.weight"))
-            torch.nn.init.normal_(weight, std=0.02 / (math.sqrt(2 * DEPTH) if added else 1))
-        elif path.endswith("bias"):
-            torch.nn.init.zeros_(weight)
     matrices, vectors = ([p for p in network.parameters() if (p.dim() > 1) == big] for big in (True, False))
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],

@@ -50,7 +50,7 @@ class BlockConfig:
         epsilon: added to variances.
         activation: "gelu", "gelu_tanh", "relu" or "silu".
         gated: feed-forward is project(activation(gate(x)) * expand(x)), not project(activation(expand(x))).
-        use_bias: whether the layers add biases.
+        use_bias: whether the layers add biases, those of LayerNorm among them.
         qkv_bias: whether those of queries, keys and values do; like the others when None.
         experts: a mixture of experts in place of the feed-forward part.
         init_std: standard deviation of initial kernels; None scales each to its inputs, 1 / sqrt(inputs).
@@ -113,7 +113,9 @@ class BlockConfig:
         if self.norm == "rms":
             return linen.RMSNorm(self.epsilon, dtype, name=name)
         # The fast variance is a difference of two large numbers where a position's mean is large.
-        return linen.LayerNorm(self.epsilon, dtype, use_fast_variance=False, name=name)
+        return linen.LayerNorm(
+            self.epsilon, dtype, use_bias=self.use_bias, use_fast_variance=False, name=name
+        )
 
 
 class FeedForward(linen.Module):

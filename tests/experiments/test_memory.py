@@ -1,6 +1,7 @@
 """The memory problems are what they say, and the study runs, is kept and is not done twice."""
 
 import dataclasses
+import sys
 
 import jax
 import numpy as np
@@ -58,6 +59,13 @@ def test_the_study_is_kept_and_is_not_done_twice(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(memory, "measure", None)
     quiet = dataclasses.replace(config, execution=dataclasses.replace(config.execution, quiet=True))
     assert memory.main(quiet) == found
+
+
+def test_what_pictures_need_is_missed_before_the_training(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(memory, "measure", None)
+    with pytest.raises(ImportError, match=r'matplotlib: pip install -e ".\[experiments\]"'):
+        memory.main(memory.Config(lengths=(4,), execution=cli.Execution(str(tmp_path / "study"), quiet=True)))
 
 
 def test_mistakes_are_explained(tmp_path):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import cli, masked_language, reproduce, sentences, shakespeare, torch_shakespeare
+from experiments import cli, masked_language, reproduce, sentences, shakespeare, torch_gpt, torch_shakespeare
 from jdl import data, interop, models
 
 POEM = "the sea is wide and the sky is high\nand nobody knows the reason why\n"
@@ -57,12 +57,11 @@ def test_a_gpt_is_measured_on_every_character_and_writes_on_the_way(text, tmp_pa
 
 
 def test_the_settings_are_those_published():
-    """nanoGPT counts 0.80 M and 10.65 M parameters, without positions and without biases of norms."""
+    """nanoGPT counts 0.80 M and 10.65 M parameters, without positions."""
     tokens = np.zeros((1, 8), np.int32)
     for config, published in ((shakespeare.Config(), 0.80), (shakespeare.GPU, 10.65)):
         found = count(shakespeare.model(config, 65), tokens)
-        extra = config.context * config.width + (2 * config.depth + 1) * config.width
-        assert round((found - extra) / 1e6, 2) == published
+        assert round((found - config.context * config.width) / 1e6, 2) == published
 
 
 @pytest.mark.parametrize("experiment", [shakespeare, masked_language])
@@ -94,33 +93,13 @@ def test_the_peer_is_the_same_network(torch):
     torch.manual_seed(0)
     ours, theirs = shakespeare.model(config, 11), torch_shakespeare.gpt(config, 11)
     tokens = np.random.default_rng(0).integers(0, 11, (2, 6)).astype(np.int32)
-    params = jax.tree.map(np.asarray, ours.init(jax.random.key(0), tokens)["params"])
-    D = config.width
-
-    def flat(x):
-        return torch.tensor(x.reshape(D, -1).T.copy())
-
-    state = {
-        "tokens.weight": torch.tensor(params["tokens"]["embedding"]),
-        "positions.weight": torch.tensor(params["positions"]["embedding"]),
-        **{f"norm.{a}": torch.tensor(params["norm"][b]) for a, b in (("weight", "scale"), ("bias", "bias"))},
-    }
-    for i in range(2):
-        block = params["blocks"][f"block{i + 1}"]
-        heads = block["attention"]
-        state[f"blocks.{i}.qkv.weight"] = torch.cat(
-            [flat(heads[n]["kernel"]) for n in ("query", "key", "value")]
-        )
-        state[f"blocks.{i}.out.weight"] = torch.tensor(heads["out"]["kernel"].reshape(-1, D).T.copy())
-        for name in ("expand", "project"):
-            state[f"blocks.{i}.{name}.weight"] = torch.tensor(block["mlp"][name]["kernel"].T.copy())
-        for name in ("norm1", "norm2"):
-            state[f"blocks.{i}.{name}.weight"] = torch.tensor(block[name]["scale"])
-            state[f"blocks.{i}.{name}.bias"] = torch.tensor(block[name]["bias"])
+    variables = ours.init(jax.random.key(0), tokens)
     drawn = {name: x.std() for name, x in theirs.state_dict().items() if x.dim() > 1}
+    weights = interop.export_weights(variables, torch_gpt.NAMES)
+    state = {name: torch.tensor(np.array(x)) for name, x in weights.items()}
     theirs.load_state_dict(state)
     expected = theirs.eval()(torch.tensor(tokens).long()).detach().numpy()
-    np.testing.assert_allclose(ours.apply({"params": params}, tokens), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(ours.apply(variables, tokens), expected, rtol=1e-4, atol=1e-5)
     # Their initial weights have the spread of ours.
     for name, deviation in drawn.items():
         assert float(deviation) == pytest.approx(float(state[name].std()), rel=0.35)
@@ -144,7 +123,7 @@ def test_hidden_tokens_are_compared_with_how_common_they_are(text, tmp_path):
         chunk=3, execution=quietly(tmp_path / "run"),
     )  # fmt: skip
     outcome = masked_language.main(config)
-    assert np.isfinite(outcome.test["loss"])
+    assert outcome.test["loss"] == pytest.approx(np.log(262), rel=0.05)
     assert f"{outcome.test['loss']:.4f} nats a hidden token" in masked_language.described(outcome.test)
     # Of three tokens a comes twice and b once, each counted once more: 3, 2 and 1 of 6.
     found = masked_language.unigram(np.array([0, 0, 1]), np.array([[0, 2]]), 3)
@@ -190,7 +169,8 @@ def test_a_textcnn_learns_in_each_fold(monkeypatch, tmp_path):
         dataset="mr", folds=2, passes=3, batch_size=9, buckets=1, execution=quietly(tmp_path / "run")
     )
     outcome = sentences.main(config)
-    assert outcome.test["accuracies"] == [1.0, 1.0] or min(outcome.test["accuracies"]) > 0.6
+    assert len(outcome.test["accuracies"]) == 2
+    assert min(outcome.test["accuracies"]) > 0.8
     assert outcome.test["accuracy"] == np.mean(outcome.test["accuracies"])
     norms = np.linalg.norm(outcome.fitted.variables["params"]["head"]["kernel"], axis=0)
     assert norms.max() <= 3 + 1e-4

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import jax
 import numpy as np
@@ -40,14 +41,29 @@ def test_runs_scores_and_goes_on(parallel, tmp_path):
     outcome = translation.main(settings)
     kept = json.loads((tmp_path / "run/scores.json").read_text())
     assert set(kept) == {"test2016_bleu", "test2016_bleu_lower", "test2016_chrf"}
-    assert all(0 <= value <= 100 for value in kept.values())
+    written = (tmp_path / "run/test2016.de").read_text().splitlines()
+    of_written = translation.scores(written, parallel.tests["test2016"].target)
+    assert {name.removeprefix("test2016_"): value for name, value in kept.items()} == of_written
     assert outcome.test["test2016_bleu"] == kept["test2016_bleu"]
     assert outcome.test["loss"] == outcome.fitted.history.last("validation")["loss"]
-    assert len((tmp_path / "run/test2016.de").read_text().splitlines()) == 12
+    assert len(written) == 12
     tokenizer = data.load_tokenizer(tmp_path / "run/tokenizer.json")
     assert list(tokenizer.specials) == ["<pad>", "<bos>", "<eos>"]
     assert translation.main(settings).test == outcome.test
     assert "BLEU" in translation.told(kept)
+
+
+def test_what_scores_needs_is_missed_before_the_training(parallel, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    monkeypatch.setattr(translation.running, "run", None)
+    with pytest.raises(ImportError, match=r'sacrebleu: pip install -e ".\[text\]"'):
+        translation.main(config(tmp_path))
+
+
+def test_a_language_is_learnt(parallel, tmp_path):
+    settings = config(tmp_path, width=32, hidden=64, dropout=0.0, label_smoothing=0.0, schedule="cosine",
+                      learning_rate=0.01, steps=250, warmup=20, batch_tokens=256, averaging=0.0)  # fmt: skip
+    assert translation.main(settings).test["test2016_bleu"] > 60
 
 
 def test_batches_are_pairs_shifted_by_one(parallel, tmp_path):
