@@ -54,7 +54,7 @@ class Config:
 
     problems: tuple[Problem, ...] = ("adding", "copy")
     """What is to be remembered."""
-    lengths: tuple[int, ...] = (50, 100, 200)
+    lengths: tuple[int, ...] = (50, 100, 200, 400)
     """T of each problem."""
     networks: tuple[Network, ...] = ("rnn", "lstm", "gru", "transformer")
     """What is to remember it."""
@@ -65,7 +65,9 @@ class Config:
     batch_size: int = 50
     """Sequences in a batch."""
     learning_rate: float = 2e-3
-    """First learning rate of Adam, which falls along a cosine to 0."""
+    """Peak of Adam's learning rate, which then falls along a cosine to 0."""
+    warmup: float = 0.05
+    """Share of the steps in which the rate rises."""
     clip: float = 1.0
     """Largest norm of the whole gradient."""
     test: int = 1000
@@ -169,7 +171,11 @@ def measure(config: Config, problem: Problem, length: int, kind: Network, seed: 
     task: Task = tasks.regression(module) if problem == "adding" else tasks.classification(module)
     tx = optax.chain(
         optax.clip_by_global_norm(config.clip),
-        optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps)),
+        optax.adam(
+            optax.warmup_cosine_decay_schedule(
+                0.0, config.learning_rate, max(1, round(config.warmup * config.steps)), config.steps
+            )
+        ),
     )
     test = DRAWN[problem](np.random.default_rng(seed), config.test, length)
     start = time.perf_counter()

@@ -331,31 +331,69 @@ RECIPES = {
         figure=test_accuracy,
         group="Sequences",
     ),
-    "wikitext2_short": Recipe(
-        wikitext.main,
-        wikitext.SHORT,
-        "AWD-LSTM on WikiText-2, recipe shortened to one pass",
-        note="The published 65.6 takes 750 passes; experiments.torch_wikitext trains the same in PyTorch.",
-        metric="test perplexity",
-        unit="per word",
-        figure=lambda outcome: outcome.test["carried_perplexity"],
-        group="Text",
-        load=data.load_text,
-    ),
-    "translation_short": Recipe(
-        translation.main,
-        translation.Config(steps=1500, warmup=500, batch_tokens=4096, buckets=4),
-        "Transformer from English to German, Multi30K, 1,500 steps",
-        ledger.Published(41.02, "README of the authors' code", "verified"),
-        "A tenth of the recipe's training, whose figure the published one is.",
-        WU_2021,
-        metric="BLEU on test2016",
-        unit="BLEU",
-        goal="max",
-        figure=lambda outcome: outcome.test["test2016_bleu"],
-        group="Text",
-        load=data.load_parallel,
-    ),
+    **{
+        name: Recipe(
+            wikitext.main,
+            config,
+            title,
+            ledger.Published(65.6, "README of the authors' code", "verified")
+            if name == "wikitext2"
+            else None,
+            note,
+            MERITY_2018,
+            metric="test perplexity",
+            unit="per word",
+            figure=lambda outcome: outcome.test["carried_perplexity"],
+            group="Text",
+            load=data.load_text,
+        )
+        for name, config, title, note in (
+            ("wikitext2", wikitext.Config(), "AWD-LSTM on WikiText-2", "750 passes, as published."),
+            (
+                "wikitext2_short",
+                wikitext.SHORT,
+                "AWD-LSTM on WikiText-2, recipe shortened to one pass",
+                "The published 65.6 takes 750 passes; experiments.torch_wikitext trains the same in PyTorch.",
+            ),
+            (
+                "wikitext2_short_plain",
+                wikitext.PLAIN,
+                "LSTM on WikiText-2, recipe shortened to one pass",
+                "The network of wikitext2_short without anything that AWD-LSTM adds to regularise it.",
+            ),
+        )
+    },
+    **{
+        name: Recipe(
+            translation.main,
+            config,
+            title,
+            ledger.Published(41.02, "README of the authors' code", "verified"),
+            note,
+            WU_2021,
+            metric="BLEU on test2016",
+            unit="BLEU",
+            goal="max",
+            figure=lambda outcome: outcome.test["test2016_bleu"],
+            group="Text",
+            load=data.load_parallel,
+        )
+        for name, config, title, note in (
+            ("translation", translation.Config(), "Transformer from English to German, Multi30K", ""),
+            (
+                "translation_short",
+                translation.Config(steps=1500, warmup=500, batch_tokens=4096, buckets=4),
+                "Transformer from English to German, Multi30K, 1,500 steps",
+                "A tenth of the recipe's training, whose figure the published one is.",
+            ),
+            (
+                "translation_lstm",
+                translation.LSTM,
+                "LSTM with attention from English to German, Multi30K, 2,000 steps",
+                "The published figure is a Transformer's, trained for ten times as many words.",
+            ),
+        )
+    },
     "vae_mnist": Recipe(
         vae.main,
         vae.Config(),

@@ -103,6 +103,21 @@ class Config:
     """How the experiment is run."""
 
 
+LSTM = Config(
+    model="lstm",
+    width=256,
+    hidden=512,
+    depth=1,
+    schedule="cosine",
+    learning_rate=0.002,
+    warmup=200,
+    steps=2000,
+    batch_tokens=2048,
+    buckets=4,
+)
+"""The LSTM with attention, for a CPU."""
+
+
 def network(config: Config, vocab_size: int) -> Any:
     """The module that the configuration describes."""
     dtype = jnp.bfloat16 if config.dtype == "bfloat16" else None

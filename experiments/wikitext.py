@@ -17,6 +17,7 @@ Merity, Keskar and Socher, "Regularizing and optimizing LSTM language models", 2
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from collections.abc import Callable
@@ -108,6 +109,17 @@ SHORT = Config(
     averaging=0.0,
 )
 """The recipe for a CPU."""
+
+PLAIN = dataclasses.replace(
+    SHORT,
+    dropout=0.0,
+    input_dropout=0.0,
+    hidden_dropout=0.0,
+    weight_drop=0.0,
+    activation_loss=0.0,
+    change_loss=0.0,
+)
+"""That of an LSTM with nothing to regularise it but weight decay."""
 
 
 def model(config: Config, vocab_size: int) -> RecurrentLM:

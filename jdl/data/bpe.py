@@ -123,6 +123,14 @@ def save_tokenizer(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
     Args:
         tokenizer: any.
         path: the file, or an existing folder for a ``tokenizer.json`` in it.
+
+    Example:
+        >>> import tempfile
+        >>> from jdl.data import character_tokenizer
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_tokenizer(character_tokenizer("abc"), folder)
+        ...     print(load_tokenizer(folder).encode("cab").tolist())
+        [2, 0, 1]
     """
     path = Path(path)
     path = path / "tokenizer.json" if path.is_dir() else path

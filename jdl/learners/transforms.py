@@ -37,6 +37,18 @@ def averaged(learner: Learner, decay: float = 0.999) -> Learner:
     Raises:
         ValueError: for ``decay`` out of range.
 
+    Example:
+        >>> import optax
+        >>> from jdl.learners import gradient
+        >>> from jdl.models import MLP
+        >>> from jdl.tasks import regression
+        >>> learner = averaged(gradient(regression(MLP((1,))), optax.sgd(0.1)), decay=0.9)
+        >>> batch = {"inputs": jnp.ones((2, 3)), "labels": jnp.ones((2, 1))}
+        >>> state, _ = learner.step(learner.init(jax.random.key(0), batch), batch)
+        >>> averages, latest = learner.variables(state)["params"], state.learner.params
+        >>> bool(jax.tree.all(jax.tree.map(jnp.allclose, averages, latest)))  # after one step
+        True
+
     Reference:
         Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992; the correction is
         that of Kingma and Ba, "Adam", 2015, section 3.
@@ -71,7 +83,13 @@ def averaged(learner: Learner, decay: float = 0.999) -> Learner:
 
 
 def mean_probabilities(logits: Array) -> Array:
-    """Logits [N, B, C] of N classifiers to those of their mixture [B, C]: log mean_n softmax(logits_n)."""
+    """Logits [N, B, C] of N classifiers to those of their mixture [B, C]: log mean_n softmax(logits_n).
+
+    Example:
+        >>> logits = jnp.log(jnp.array([[[0.9, 0.1]], [[0.5, 0.5]]]))
+        >>> print(jax.nn.softmax(mean_probabilities(logits)))
+        [[0.7 0.3]]
+    """
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
     return jax.nn.logsumexp(log_probabilities, 0) - jnp.log(logits.shape[0])
 
@@ -98,6 +116,18 @@ def ensemble(
 
     Raises:
         ValueError: if ``n`` is below 1.
+
+    Example:
+        >>> import optax
+        >>> from jdl.learners import gradient
+        >>> from jdl.models import MLP
+        >>> from jdl.tasks import classification
+        >>> one = gradient(classification(MLP((8, 3))), optax.adam(1e-3))
+        >>> learner = ensemble(one, 5, combine=mean_probabilities)
+        >>> batch = {"inputs": jnp.ones((2, 4)), "labels": jnp.array([0, 2])}
+        >>> state = learner.init(jax.random.key(0), batch)
+        >>> learner.predict(learner.variables(state), batch["inputs"]).shape
+        (2, 3)
 
     Reference:
         Lakshminarayanan et al., "Simple and scalable predictive uncertainty estimation using deep ensembles",

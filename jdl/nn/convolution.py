@@ -213,6 +213,11 @@ class Conv(linen.Conv):
     """`flax.linen.Conv`, computed by `convolve`.
 
     x [B, H, W, C] is correlated with ``kernel`` [kh, kw, C, F], and ``bias`` [F] is added.
+
+    Example:
+        >>> y, _ = Conv(4, (3, 3), strides=2).init_with_output(jax.random.key(0), jnp.ones((2, 8, 8, 3)))
+        >>> y.shape
+        (2, 4, 4, 4)
     """
 
     conv_general_dilated: Any = convolve

@@ -16,7 +16,12 @@ from jdl.core import SEQUENCE
 
 
 def as_float(x: jax.Array, dtype: Any = None) -> jax.Array:
-    """x in ``dtype``; where that is None, floats stay what they are and integers become float32."""
+    """x in ``dtype``; where that is None, floats stay what they are and integers become float32.
+
+    Example:
+        >>> as_float(jnp.array([1, 2])).dtype, as_float(jnp.ones(2, jnp.bfloat16)).dtype
+        (dtype('float32'), dtype(bfloat16))
+    """
     if dtype is None:
         dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
     return x.astype(dtype)
@@ -66,6 +71,11 @@ class Dense(linen.Dense):
     """`flax.linen.Dense`, y = x W + b, with its product over two axes only (`flat_dot_general`).
 
     Parameters and their names are Linen's: ``kernel`` [D, F] and ``bias`` [F].
+
+    Example:
+        >>> y, variables = Dense(4).init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+        >>> y.shape, variables["params"]["kernel"].shape
+        ((2, 5, 4), (3, 4))
     """
 
     dot_general: Any = flat_dot_general

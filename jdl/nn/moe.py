@@ -32,6 +32,14 @@ class Experts:
         renormalize: the weights of the k experts sum to one; otherwise they are their probabilities.
         balance: weight of the loss that spreads positions evenly.
         z: weight of the loss that keeps the router's logits small.
+
+    Example:
+        >>> from jdl.models import gpt
+        >>> experts = Experts(count=8, chosen=2, capacity=1.25)
+        >>> model = gpt(vocab_size=50, width=32, depth=2, num_heads=2, context=16, experts=experts)
+        >>> shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16), jnp.int32))
+        >>> shapes["params"]["blocks"]["block1"]["moe"]["router"]["kernel"].shape
+        (32, 8)
     """
 
     count: int

@@ -219,7 +219,13 @@ def alibi(slopes_H: Any, q_BT: jax.Array, k_BS: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Alibi:
-    """Attention with linear biases, as a choice of positions: see `alibi`."""
+    """Attention with linear biases, as a choice of positions: see `alibi`.
+
+    Example:
+        >>> bias = Alibi().bias(2, None)(jnp.array([[2]]), jnp.array([[0, 1, 2]]))
+        >>> bias.ravel().tolist()
+        [-0.125, -0.0625, -0.0, -0.0078125, -0.00390625, -0.0]
+    """
 
     def table_shape(self, num_heads: int) -> None:
         """Nothing is learned."""

@@ -52,6 +52,12 @@ class Blocks(linen.Module):
     Raises:
         ValueError: for an unknown ``remat``, or a ``stochastic_depth`` or ``dropout`` out of range.
 
+    Example:
+        >>> x = jnp.ones((2, 5, 8))
+        >>> y, variables = Blocks(BlockConfig(2, 16), depth=3).init_with_output(jax.random.key(0), x)
+        >>> y.shape, sorted(variables["params"])
+        ((2, 5, 8), ['block1', 'block2', 'block3'])
+
     Reference:
         Chen, Xu, Zhang and Guestrin, "Training deep nets with sublinear memory cost", 2016.
     """

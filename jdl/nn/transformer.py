@@ -59,6 +59,12 @@ class BlockConfig:
 
     Raises:
         ValueError: for a norm or activation that is not there, or heads that do not divide.
+
+    Example:
+        >>> llama_like = BlockConfig(8, 1024, num_kv_heads=2, causal=True, rotary=Rotary(), norm="rms",
+        ...                          activation="silu", gated=True, use_bias=False)
+        >>> llama_like.size_of_head(256)
+        32
     """
 
     num_heads: int
@@ -159,6 +165,12 @@ class Block(linen.Module):
         has_memory: whether it attends to a memory too.
         dropout: of attention's weights, and of what is added to the residual stream.
         dtype: of the computation.
+
+    Example:
+        >>> x = jnp.ones((2, 5, 8))
+        >>> (y, _), variables = Block(BlockConfig(2, 16)).init_with_output(jax.random.key(0), x)
+        >>> y.shape, sorted(variables["params"])
+        ((2, 5, 8), ['attention', 'mlp', 'norm1', 'norm2'])
 
     Reference:
         Vaswani et al. 2017, section 3.1; norm first: Xiong et al., "On layer normalization in the Transformer

@@ -105,6 +105,15 @@ def seq2seq(
     Raises:
         ValueError: as `next_token`, and for inputs without "source" and "target".
 
+    Example:
+        >>> from jdl.models import transformer
+        >>> task = seq2seq(transformer(vocab_size=9, width=8, depth=1, num_heads=2, hidden=16))
+        >>> source, target = jnp.array([[3, 4, 5]]), jnp.array([[0, 5, 4, 3]])  # 0 begins what is written
+        >>> batch = {"inputs": {"source": source, "target": target}}
+        >>> variables = jax.jit(task.init)(jax.random.key(0), batch)
+        >>> float(task.evaluate(variables, batch, jax.random.key(1))["loss"].weight)
+        3.0
+
     Reference:
         Sutskever, Vinyals and Le, "Sequence to sequence learning with neural networks", 2014, section 2.
     """
@@ -134,6 +143,15 @@ def token_classification(module: Any, *, label_smoothing: float = 0.0) -> Task:
 
     Raises:
         ValueError: as `classification`.
+
+    Example:
+        >>> from jdl.models import Recurrent
+        >>> task = token_classification(Recurrent(3, (4,), pool="none", vocab_size=9))
+        >>> inputs = {"tokens": jnp.array([[1, 2, 3], [4, 5, 0]]), "lengths": jnp.array([3, 2])}
+        >>> batch = {"inputs": inputs, "labels": jnp.zeros((2, 3), jnp.int32)}
+        >>> variables = jax.jit(task.init)(jax.random.key(0), batch)
+        >>> float(task.evaluate(variables, batch, jax.random.key(1))["accuracy"].weight)
+        5.0
     """
     task = classification(module, label_smoothing=label_smoothing)
 

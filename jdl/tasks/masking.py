@@ -148,6 +148,16 @@ def span_corruption(
         ValueError: for a share out of range or too short spans; and, from the task's ``check``, for
             text that is not tokens, packed in segments, or contains sentinels.
 
+    Example:
+        >>> from jdl.models import t5
+        >>> model = t5(vocab_size=40, width=8, depth=1, num_heads=2, head_size=4, hidden=16)
+        >>> task = span_corruption(model, sentinel=39)
+        >>> batch = {"inputs": jnp.arange(2, 34).reshape(1, 32)}
+        >>> variables = jax.jit(task.init)(jax.random.key(0), batch)
+        >>> metrics = task.evaluate(variables, batch, jax.random.key(1))
+        >>> float(metrics["loss"].weight)  # 5 tokens in 2 spans, each after its mark, and the end
+        8.0
+
     Reference:
         Raffel et al., "Exploring the limits of transfer learning with a unified text-to-text transformer",
         2020, section 3.1.4.

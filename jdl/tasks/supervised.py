@@ -32,6 +32,17 @@ def supervised(module: Any, score: Score, *, train_score: Score | None = None, *
 
     Returns:
         The task.
+
+    Example:
+        >>> from jdl.models import MLP
+        >>> def score(outputs, batch):
+        ...     errors = jnp.abs(outputs - batch["labels"]).max(-1)
+        ...     return {"loss": weighted(errors, jnp.ones(len(errors)))}
+        >>> task = supervised(MLP((8, 2)), score)
+        >>> batch = {"inputs": jnp.ones((3, 5)), "labels": jnp.zeros((3, 2))}
+        >>> variables = task.init(jax.random.key(0), batch)
+        >>> float(task.evaluate(variables, batch, jax.random.key(1))["loss"].weight)
+        3.0
     """
     train_score = train_score or score
     model = functions(module)

@@ -87,6 +87,16 @@ def mixed_precision(task: Task, dtype: Any = jnp.bfloat16) -> Task:
     Returns:
         A task with the same variables.
 
+    Example:
+        >>> from jdl.models import MLP
+        >>> from jdl.tasks import classification
+        >>> task = mixed_precision(classification(MLP((8, 3))))
+        >>> batch = {"inputs": jnp.ones((2, 5)), "labels": jnp.array([0, 2])}
+        >>> variables = task.init(jax.random.key(0), batch)
+        >>> gradient = jax.grad(lambda v: task.loss(v, batch, jax.random.key(1))[0])(variables)
+        >>> {x.dtype.name for x in jax.tree.leaves((variables, gradient))}
+        {'float32'}
+
     Reference:
         Micikevicius et al., "Mixed precision training", 2018; Kalamkar et al., "A study of BFLOAT16 for deep
         learning training", 2019.
