@@ -7,7 +7,8 @@ these tokens and this size: the loss is compared with that of a model that knows
 is, which is reported beside it.
 
 Devlin, Chang, Lee and Toutanova, "BERT: pre-training of deep bidirectional transformers for language
-understanding", 2019; Liu et al., "RoBERTa: a robustly optimized BERT pretraining approach", 2019.
+understanding", 2019; Liu et al., "RoBERTa: a robustly optimized BERT pretraining approach", 2019; rotary
+positions: Su et al., "RoFormer: enhanced Transformer with rotary position embedding", 2021.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import optax
 from experiments import cli, running
 from jdl import data, learners, models, tasks
 from jdl.core import Learner
+from jdl.nn import Rotary
 
 PUBLISHED = "none: the text, the tokens and the size are our own"
 
@@ -79,10 +81,18 @@ class Config:
 
 
 def model(config: Config, vocab_size: int) -> models.Transformer:
-    """The network: BERT's, without types of tokens."""
+    """The network: BERT's, with rotary positions and without types of tokens.
+
+    A hidden token says nothing but its place. With learned positions and BERT's small initial kernels, a
+    network of this size looks at all places alike for thousands of steps, and learns how common tokens are.
+    """
     return models.bert(
         vocab_size=vocab_size,
         types=0,
+        positions=None,
+        rotary=Rotary(),
+        init_std=None,
+        embed_std=config.width**-0.5,
         context=config.context,
         width=config.width,
         depth=config.depth,
