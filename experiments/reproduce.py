@@ -294,7 +294,7 @@ RECIPES = {
         masked_language.main,
         masked_language.Config(),
         "BERT of 0.9 million parameters on Tiny Shakespeare, tokens filled in",
-        note="Byte pair encoding of 1,000 tokens, 15 % of them hidden. By how common tokens are alone, the loss "
+        note="Byte pair encoding of 1,000 tokens, 15 % of them hidden. By how common tokens are, the loss "
         "is 5.691.",
         metric="validation loss",
         unit="nats/hidden token",
