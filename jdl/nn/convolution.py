@@ -18,6 +18,8 @@ import numpy as np
 from flax import linen
 from jax import lax
 
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
 _FEW_CHANNELS = 8
 """Below so many input channels XLA:CPU is faster at a product with a banded matrix than at a convolution."""
 
@@ -73,14 +75,19 @@ def convolve(
     if not _is_usual(x, kernel, dimension_numbers) or any(n != 1 for n in lhs_dilation or ()):
         return plain(x, kernel)
     rates = tuple(rhs_dilation or (1, 1))
-    is_depthwise = feature_group_count == x.shape[-1] == kernel.shape[-1] > 1
-    is_simple = feature_group_count == 1 and all(n == 1 for n in (*strides, *rates))
-    if not is_depthwise and not (is_simple and _banded_is_faster(kernel)):
-        return plain(x, kernel)
     sides = [(side - 1) * rate + 1 for side, rate in zip(kernel.shape[:2], rates, strict=True)]
     pads = lax.padtype_to_pads(x.shape[1:3], sides, strides, padding) if isinstance(padding, str) else padding
+    is_pointwise = feature_group_count == kernel.shape[0] == kernel.shape[1] == 1 and not np.any(pads)
+    is_depthwise = feature_group_count == x.shape[-1] == kernel.shape[-1] > 1
+    is_simple = feature_group_count == 1 and all(n == 1 for n in (*strides, *rates))
+    if not is_pointwise and not is_depthwise and not (is_simple and _banded_is_faster(kernel)):
+        return plain(x, kernel)
 
     def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        if is_pointwise:
+            # The gradient of the kernel takes XLA:CPU twice as long as that of a product.
+            x_BHWC = x[:, :: strides[0], :: strides[1]]
+            return (x_BHWC.reshape(-1, x.shape[3]) @ kernel[0, 0]).reshape(*x_BHWC.shape[:3], -1)
         if is_depthwise:
             return depthwise_convolution(x, kernel, strides, pads, rates)
         return banded_convolution(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel)
@@ -154,15 +161,9 @@ def depthwise_convolution(
         >>> depthwise_convolution(x, kernel, (1, 1), ((1, 1), (1, 1)))[0, :2, :2, 0].tolist()
         [[4.0, 6.0], [6.0, 9.0]]
     """
-    height, width, _, C = kernel.shape
-
-    def weighed(x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
-        seen = _at_each_position(x, kernel.shape[:2], strides, pads, rates)
-        weights = kernel.reshape(-1, 1, 1, 1, C)
-        return functools.reduce(jnp.add, [x * weights[i] for i, x in enumerate(seen)])
-
+    height, width, _, _ = kernel.shape
     if height * width <= 25:
-        return weighed(x_BHWC, kernel, pads)
+        return _weighed(x_BHWC, kernel, tuple(strides), _as_tuples(pads), tuple(rates))
     x_BHWC = jnp.pad(x_BHWC, ((0, 0), pads[0], (0, 0), (0, 0)))
     rows = x_BHWC.shape[1] - (height - 1) * rates[0]
 
@@ -170,10 +171,57 @@ def depthwise_convolution(
     def add_row(y: jax.Array, row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         i, weights = row
         band = lax.dynamic_slice_in_dim(x_BHWC, i * rates[0], rows, 1)
-        return y + weighed(band, weights[None], ((0, 0), pads[1])), None
+        return y + of_row(band, weights[None]), None
 
-    y = jax.eval_shape(lambda x: weighed(x[:, :rows], kernel[:1], ((0, 0), pads[1])), x_BHWC)
+    of_row = functools.partial(
+        _weighed, strides=tuple(strides), pads=_as_tuples(((0, 0), pads[1])), rates=tuple(rates)
+    )
+    y = jax.eval_shape(lambda x: of_row(x[:, :rows], kernel[:1]), x_BHWC)
     return lax.scan(add_row, jnp.zeros(y.shape, y.dtype), (jnp.arange(height), kernel))[0]
+
+
+def _as_tuples(pads: Sequence[tuple[int, int]]) -> Pads:
+    (top, bottom), (left, right) = pads
+    return (int(top), int(bottom)), (int(left), int(right))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def _weighed(
+    x_BHWC: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: Pads, rates: tuple[int, ...]
+) -> jax.Array:
+    """`depthwise_convolution` as one sum."""
+    seen = _at_each_position(x_BHWC, kernel.shape[:2], strides, pads, rates)
+    weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])
+    return functools.reduce(jnp.add, [x * weights[i] for i, x in enumerate(seen)])
+
+
+@_weighed.defjvp
+def _weighed_jvp(strides: Any, pads: Any, rates: Any, primals: Any, tangents: Any) -> Any:
+    (x_BHWC, kernel), (dx_BHWC, dkernel) = primals, tangents
+    y_BHWC = _weighed(x_BHWC, kernel, strides, pads, rates)
+    by_images = _weighed(dx_BHWC, kernel, strides, pads, rates)
+    return y_BHWC, by_images + _weighed_by(dkernel, x_BHWC, strides, pads, rates)
+
+
+def _weighed_by(kernel: jax.Array, x_BHWC: jax.Array, strides: Any, pads: Any, rates: Any) -> jax.Array:
+    """`_weighed`, whose gradient for the kernel is a fast one.
+
+    As a sum over B, H and W the gradient is one number after another for XLA:CPU. Here up to eight rows
+    share a copy of the kernel, made by a product with ones: the gradient adds rows in vectors of channels,
+    and what is left in a product of two matrices.
+    """
+    seen = _at_each_position(x_BHWC, kernel.shape[:2], strides, pads, rates)
+    B, H, W, C = seen[0].shape
+    rows = max(n for n in range(1, 9) if H % n == 0)
+    ones = jnp.ones((B * H // rows * W, 1), kernel.dtype)
+    copies = lax.optimization_barrier([ones @ weights[None] for weights in kernel.reshape(-1, C)])
+    copies = [copy.reshape(B, H // rows, W, C) for copy in copies]
+    seen = [x.reshape(B, H // rows, rows, W, C) for x in seen]
+    y = [
+        functools.reduce(jnp.add, [x[:, :, i] * copy for x, copy in zip(seen, copies, strict=True)])
+        for i in range(rows)
+    ]
+    return jnp.stack(y, 2).reshape(B, H, W, C)
 
 
 def banded_convolution(x_BHWC: jax.Array, kernel: jax.Array) -> jax.Array:
