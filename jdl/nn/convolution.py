@@ -20,6 +20,9 @@ from jax import lax
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
+_LARGE = 2**15
+"""From so many outputs on the fast gradient of a depthwise kernel is worth its longer program."""
+
 _FEW_CHANNELS = 8
 """Below so many input channels XLA:CPU is faster at a product with a banded matrix than at a convolution."""
 
@@ -72,11 +75,14 @@ def convolve(
             **options,
         )
 
-    if not _is_usual(x, kernel, dimension_numbers) or any(n != 1 for n in lhs_dilation or ()):
+    is_dilated = any(n != 1 for n in lhs_dilation or ())
+    if not _is_usual(x, kernel, dimension_numbers) or is_dilated or any(options.values()):
         return plain(x, kernel)
     rates = tuple(rhs_dilation or (1, 1))
     sides = [(side - 1) * rate + 1 for side, rate in zip(kernel.shape[:2], rates, strict=True)]
     pads = lax.padtype_to_pads(x.shape[1:3], sides, strides, padding) if isinstance(padding, str) else padding
+    if any(length + sum(pad) < side for length, pad, side in zip(x.shape[1:3], pads, sides, strict=True)):
+        return plain(x, kernel)
     is_pointwise = feature_group_count == kernel.shape[0] == kernel.shape[1] == 1 and not np.any(pads)
     is_depthwise = feature_group_count == x.shape[-1] == kernel.shape[-1] > 1
     is_simple = feature_group_count == 1 and all(n == 1 for n in (*strides, *rates))
@@ -199,11 +205,12 @@ def _weighed(
 def _weighed_jvp(strides: Any, pads: Any, rates: Any, primals: Any, tangents: Any) -> Any:
     (x_BHWC, kernel), (dx_BHWC, dkernel) = primals, tangents
     y_BHWC = _weighed(x_BHWC, kernel, strides, pads, rates)
-    by_images = _weighed(dx_BHWC, kernel, strides, pads, rates)
-    return y_BHWC, by_images + _weighed_by(dkernel, x_BHWC, strides, pads, rates)
+    of_kernel = _weighed if y_BHWC.size < _LARGE else _weighed_by
+    of_images = _weighed(dx_BHWC, kernel, strides, pads, rates)
+    return y_BHWC, of_images + of_kernel(x_BHWC, dkernel, strides, pads, rates)
 
 
-def _weighed_by(kernel: jax.Array, x_BHWC: jax.Array, strides: Any, pads: Any, rates: Any) -> jax.Array:
+def _weighed_by(x_BHWC: jax.Array, kernel: jax.Array, strides: Any, pads: Any, rates: Any) -> jax.Array:
     """`_weighed`, whose gradient for the kernel is a fast one.
 
     As a sum over B, H and W the gradient is one number after another for XLA:CPU. Here up to eight rows

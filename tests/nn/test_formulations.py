@@ -12,7 +12,7 @@ from jax import lax
 
 from jdl.core import Array
 from jdl.models import LeNet5
-from jdl.nn import Conv, max_pool
+from jdl.nn import Conv, convolution, max_pool
 from jdl.nn.convolution import banded_convolution, convolve
 from jdl.nn.linear import flat_dot_general
 
@@ -62,7 +62,8 @@ def test_banded_convolution_equals_convolution(images, kernel):
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1)])
 @pytest.mark.parametrize("rates", [(1, 1), (2, 1)])
 @pytest.mark.parametrize("side", [3, 9])
-def test_depthwise_convolution_equals_convolution(padding, strides, rates, side):
+def test_depthwise_convolution_equals_convolution(padding, strides, rates, side, monkeypatch):
+    monkeypatch.setattr(convolution, "_LARGE", 0 if side == 3 else 2**15)
     x, w = normal(0, 2, 17, 12, 5), normal(1, side, 3, 1, 5)
     options = {
         "padding": padding,
@@ -74,6 +75,27 @@ def test_depthwise_convolution_equals_convolution(padding, strides, rates, side)
     fast = functools.partial(convolve, strides=strides, **options)
     assert_equal(fast, plain, x, w)
     assert "conv_general_dilated" not in str(jax.make_jaxpr(lambda x, w: cpu_branch(fast, x, w))(x, w))
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1)])
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((0, 0), (1, 0))])
+def test_convolution_of_single_pixels_is_a_product(strides, padding):
+    x, w = normal(0, 2, 5, 6, 7), normal(1, 1, 1, 7, 3)
+    options = {"window_strides": strides, "padding": padding, "dimension_numbers": ORDER}
+    fast = functools.partial(convolve, strides=strides, padding=padding, dimension_numbers=ORDER)
+    assert_equal(fast, functools.partial(lax.conv_general_dilated, **options), x, w)
+    program = str(jax.make_jaxpr(lambda x, w: cpu_branch(fast, x, w))(x, w))
+    assert ("conv_general_dilated" in program) == (not isinstance(padding, str))
+
+
+def test_what_only_xla_knows_is_left_to_xla():
+    x, w = normal(0, 4, 6, 6, 3), normal(1, 3, 3, 3, 4)
+    options = {"strides": (1, 1), "padding": "SAME", "dimension_numbers": ORDER, "batch_group_count": 2}
+    plain = lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=ORDER, batch_group_count=2)
+    np.testing.assert_array_equal(convolve(x, w, **options), plain)
+    assert convolve(x, w, (1, 1), "VALID", dimension_numbers=ORDER, precision="highest").shape == (4, 4, 4, 4)
+    # A window that does not fit sees nothing, in whichever formulation.
+    assert convolve(x, normal(1, 7, 7, 3, 4), (1, 1), "VALID", dimension_numbers=ORDER).shape == (4, 0, 0, 4)
 
 
 def cpu_branch(function, *arguments):
