@@ -310,7 +310,9 @@ def feature_visualization(
         Simonyan, Vedaldi and Zisserman, "Deep inside convolutional networks", 2014, section 2; Olah,
         Mordvintsev and Schubert, "Feature visualization", 2017.
     """
-    units = [channels] if isinstance(channels, int) else list(channels)
+    if steps < 1:
+        raise ValueError(f"steps, of ascent, must be at least 1; got {steps}")
+    units = np.atleast_1d(channels).tolist()
     noise_key, jitter_key = jax.random.split(key)
     start = 0.1 * jax.random.normal(noise_key, (len(units), *_image_shape(shape)))
     seen = jax.eval_shape(lambda x: layer_activation(module, variables, x, layer), start).shape

@@ -35,6 +35,9 @@ def plot_images(
         raise ValueError("there is nothing to draw: no pictures")
     if wrong := [picture.shape for picture in pictures if picture.ndim != 3 or not picture.size]:
         raise ValueError(f"pictures are [height, width, channels] and not empty; got {wrong[0]}")
+    if columns < 1 or (titles and len(titles) != len(pictures)):
+        raise ValueError(f"{len(pictures)} pictures want a column or more, and as many titles or none; got "
+                         f"{columns} columns and {len(titles or [])} titles")  # fmt: skip
     rows, columns = -(-len(pictures) // columns), min(columns, len(pictures))
     figure = _figure((max(3.0, 1.1 * columns), (1.3 if titles else 1.1) * rows + (0.3 if title else 0)))
     grid = figure.subplots(rows, columns, squeeze=False).ravel()

@@ -171,7 +171,7 @@ def probe_layers(
         of computation.
 
     Raises:
-        ValueError: if a pattern stands for no layer.
+        ValueError: if a pattern stands for no layer, or there are no examples.
 
     Example:
         >>> from jdl.models import MLP
@@ -184,6 +184,11 @@ def probe_layers(
     Reference:
         Alain and Bengio, "Understanding intermediate layers using linear classifier probes", 2016.
     """
+
+    for name, part in (("train", train), ("test", test)):
+        if not len(part["inputs"]) or len(part["inputs"]) != len(part["labels"]):
+            raise ValueError(f"{name} must have inputs, and as many labels; got {len(part['inputs'])} and "
+                             f"{len(part['labels'])}")  # fmt: skip
 
     @jax.jit
     def features(variables: Variables, inputs: Array) -> OrderedDict[str, Array]:

@@ -14,6 +14,7 @@ outputs.
 from __future__ import annotations
 
 import fnmatch
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -70,7 +71,7 @@ def _write_kernel(x: np.ndarray) -> np.ndarray:
 LAYOUTS = {
     "kernel": Layout(_read_kernel, _write_kernel),
     # A 1x1 convolution there that is a Dense layer here: [O, I, 1, 1] and [I, O].
-    "pointwise": Layout(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]),
+    "pointwise": Layout(lambda x: x.reshape(x.shape[:2]).T, lambda x: x.T[:, :, None, None]),
     # A transposed convolution, which PyTorch stores as the convolution that it is the gradient of.
     "transposed": Layout(
         lambda x: x[:, :, ::-1, ::-1].transpose(2, 3, 0, 1),
@@ -224,36 +225,51 @@ def adapt_channels(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.take(kernel, np.arange(new) % old, -2) * (old / new)
 
 
-def resize_positions(embeddings: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Learned embeddings of a square grid of positions, interpolated (bicubic) to another grid.
+def resize_positions(
+    embeddings: np.ndarray,
+    shape: tuple[int, ...],
+    *,
+    old: tuple[int, int] | None = None,
+    new: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """Learned embeddings of a grid of positions, interpolated (bicubic) to another grid.
 
     Args:
-        embeddings: [..., prefix + n * n, D], where prefix is 0 or 1 (a class token, kept as it is).
-        shape: the shape to come to, [..., prefix + m * m, D].
+        embeddings: [..., prefix + h * w, D]; the prefix, class tokens and the like, is kept as it is.
+        shape: the shape to come to, [..., prefix + h' * w', D].
+        old: h and w; a square after at most 2 others when None.
+        new: h' and w', likewise. For oblong images
+            ``functools.partial(resize_positions, new=(14, 18))`` is what ``adapt`` takes.
 
     Returns:
         Array of that shape.
 
     Raises:
-        ValueError: if either is not a square grid after the same prefix.
+        ValueError: if the two are not such grids after the same prefix.
 
     Example:
         >>> resize_positions(np.ones((1, 1 + 14 * 14, 8), np.float32), (1, 1 + 16 * 16, 8)).shape
         (1, 257, 8)
     """
-    for prefix in (0, 1):
-        n, m = (round((length - prefix) ** 0.5) for length in (embeddings.shape[-2], shape[-2]))
-        if n * n + prefix == embeddings.shape[-2] and m * m + prefix == shape[-2]:
+
+    def sides(length: int, grid: tuple[int, int] | None, prefix: int) -> tuple[int, int] | None:
+        h, w = grid or (math.isqrt(max(0, length - prefix)),) * 2
+        return (h, w) if h * w + prefix == length and h * w else None
+
+    for prefix in (0, 1, 2):
+        before, after = sides(embeddings.shape[-2], old, prefix), sides(shape[-2], new, prefix)
+        if before and after:
             break
     else:
         raise ValueError(
-            f"positions {embeddings.shape} and {tuple(shape)} are not square grids, with or without a "
-            "class token"
+            f"positions {embeddings.shape} and {tuple(shape)} are not grids after up to 2 tokens: of "
+            f"{old or 'a square'} and of {new or 'a square'}; give old and new"
         )
     D = embeddings.shape[-1]
-    grid = embeddings[..., prefix:, :].reshape(-1, n, n, D)
-    grid = np.asarray(jax.image.resize(jnp.asarray(grid), (len(grid), m, m, D), "bicubic", antialias=m < n))
-    resized = grid.reshape(*embeddings.shape[:-2], m * m, D)
+    grid = embeddings[..., prefix:, :].reshape(-1, *before, D)
+    is_less = after[0] < before[0] or after[1] < before[1]
+    finer = jax.image.resize(jnp.asarray(grid), (len(grid), *after, D), "bicubic", antialias=is_less)
+    resized = np.asarray(finer).reshape(*embeddings.shape[:-2], after[0] * after[1], D)
     return np.concatenate([embeddings[..., :prefix, :], resized], -2)
 
 
@@ -262,6 +278,7 @@ class _Problems:
         self.unmapped: list[str] = []
         self.missing: list[str] = []
         self.misshapen: list[str] = []
+        self.unusable: list[str] = []
         self.unused: list[str] = []
 
     def check(self) -> None:
@@ -269,6 +286,7 @@ class _Problems:
             "no rule names": self.unmapped,
             "no tensor for": self.missing,
             "of another shape": self.misshapen,
+            "no numbers to use": self.unusable,
             "tensors that nothing uses": self.unused,
         }
         lines = [f"{kind}: {', '.join(found)}" for kind, found in kinds.items() if found]
@@ -324,5 +342,11 @@ def _fitted(
                 array = np.asarray(fit(np.asarray(array), shape))
     if array.shape != shape:
         problems.misshapen.append(f'{path} {shape} ("{match.name}" {tensor.shape})')
+        return leaf
+    if jnp.issubdtype(leaf.dtype, jnp.floating) and not jnp.issubdtype(array.dtype, jnp.floating):
+        problems.unusable.append(f'{path} ("{match.name}" is {array.dtype}, quantised perhaps)')
+        return leaf
+    if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array.astype(np.float32)).all():
+        problems.unusable.append(f'{path} ("{match.name}" is not finite)')
         return leaf
     return np.ascontiguousarray(array).astype(leaf.dtype)

@@ -64,8 +64,7 @@ class DenseLayer(linen.Module):
         new = x
         for i, (features, kernel) in enumerate(plan, 1):
             new = _NormConv(features, kernel, self.dtype, name=f"layer{i}")(new, train)
-            if not self.bottleneck or i == 2:
-                new = linen.Dropout(self.dropout, deterministic=not train)(new)
+            new = linen.Dropout(self.dropout, deterministic=not train)(new)
         return jnp.concatenate([x, new], -1)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen
 
 from jdl.nn import Conv, Dense, Stage, StochasticDepth, as_float
-from jdl.nn.blocks import depth_rates, require_images
+from jdl.nn.blocks import depth_rates, require_images, require_patches, zero_head
 
 
 def _norm(dtype: Any, name: str) -> linen.LayerNorm:
@@ -86,6 +86,7 @@ class Mixer(linen.Module):
         token_hidden: features inside the layers across patches.
         channel_hidden: features inside the layers across channels.
         num_classes: number of logits; 0 gives the pooled features [B, D] instead.
+        grid: rows and columns of patches, for images that are not square.
         stochastic_depth: probability of dropping the last block's branches; it grows from 0 along the depth.
         dtype: of the computation; parameters stay float32.
 
@@ -100,6 +101,7 @@ class Mixer(linen.Module):
     token_hidden: int
     channel_hidden: int
     num_classes: int = 1000
+    grid: tuple[int, int] | None = None
     stochastic_depth: float = 0.0
     dtype: Any = None
 
@@ -108,10 +110,7 @@ class Mixer(linen.Module):
         """Images [B, H, W, C] to logits [B, num_classes]."""
         require_images(inputs, "Mixer", smallest=self.patch)
         B, H, W, _ = inputs.shape
-        if H % self.patch or W % self.patch:
-            raise ValueError(
-                f"Mixer needs images whose sides are multiples of its patch, {self.patch} pixels; got {H}x{W}"
-            )
+        require_patches("Mixer", (H, W), self.patch, self.grid)
         size = (self.patch, self.patch)
         x = as_float(inputs, self.dtype)
         x = Conv(self.width, size, size, padding="VALID", dtype=self.dtype, name="stem")(x)
@@ -124,7 +123,7 @@ class Mixer(linen.Module):
         ]
         x_BTD = Stage(blocks, name="mixer")(x_BTD, train)
         x = _norm(self.dtype, "norm")(x_BTD).mean(1)
-        return Dense(self.num_classes, dtype=self.dtype, name="head")(x) if self.num_classes else x
+        return zero_head(self.num_classes, self.dtype)(x) if self.num_classes else x
 
     def _check_tokens(self, T: int) -> None:
         if self.is_initializing():

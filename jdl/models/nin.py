@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen
 
 from jdl.nn import Conv, Stage, as_float, global_mean
-from jdl.nn.blocks import he_normal, require_images
+from jdl.nn.blocks import he_normal_forward, require_images
 from jdl.nn.plain import ConvRelu
 from jdl.nn.pooling import avg_pool_over_edge, max_pool_over_edge
 
@@ -68,7 +68,9 @@ class NiN(linen.Module):
             if s < len(pools):
                 x = linen.Dropout(self.dropout, deterministic=not train)(pools[s](x, 3, 2))
         if self.num_classes:
-            x = Conv(self.num_classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="head")(x)
+            x = Conv(self.num_classes, (1, 1), kernel_init=he_normal_forward, dtype=self.dtype, name="head")(
+                x
+            )
             x = jax.nn.relu(x)
         return global_mean(x)
 

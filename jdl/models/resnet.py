@@ -93,7 +93,9 @@ class PreActivationBlock(linen.Module):
     """A residual block whose shortcut is the identity: x + F(x), normalised and activated inside F.
 
     Submodules are ``norm1``, ``conv1``, ``norm2``, ``conv2``, with a bottleneck ``norm3``, ``conv3``, and
-    ``shortcut``. Attributes are those of `Block`, and ``dropout``, applied before the last 3x3 convolution.
+    ``shortcut``. Attributes are those of `Block`; ``dropout``, applied before the last 3x3 convolution; and
+    ``is_first``, of the block after the stem, whose first activation is that of the stem and so lies before
+    the two paths part.
 
     Reference:
         He, Zhang, Ren and Sun, "Identity mappings in deep residual networks", 2016, figure 4e; dropout:
@@ -107,6 +109,7 @@ class PreActivationBlock(linen.Module):
     shortcut: Shortcut = "projection"
     stochastic_depth: float = 0.0
     dropout: float = 0.0
+    is_first: bool = False
     dtype: Any = None
 
     @linen.compact
@@ -130,6 +133,8 @@ class PreActivationBlock(linen.Module):
             h = _conv(features, kernel, stride, groups, self.dtype, f"conv{i}")(h)
         if self.shortcut == "none":
             return h
+        if self.is_first:
+            x = first
         if x.shape != h.shape:
             if self.shortcut == "padding":
                 x = _padded(x, self.features, self.stride)
@@ -206,7 +211,7 @@ class ResNet(linen.Module):
     @linen.compact
     def __call__(self, inputs: jax.Array, train: bool = False) -> jax.Array:
         """Images [B, H, W, C] to logits [B, num_classes]."""
-        require_images(inputs, "ResNet")
+        require_images(inputs, "ResNet", smallest=4)
         self._check()
         x = as_float(inputs, self.dtype)
         kernel, stride = {"imagenet": (7, 2), "cifar": (3, 1)}[self.stem]
@@ -243,6 +248,7 @@ class ResNet(linen.Module):
                 stochastic_depth=next(rates),
                 dtype=self.dtype,
                 **own,
+                **({"is_first": not s and not b} if self.pre_activation else {}),
             )
             for s, depth in enumerate(self.depths)
             for b in range(depth)

@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen
 
 from jdl.nn import Conv, Stage, as_float, global_mean
-from jdl.nn.blocks import he_normal, require_images
+from jdl.nn.blocks import require_images
 from jdl.nn.plain import ConvRelu
 from jdl.nn.pooling import max_pool_over_edge
 
@@ -83,7 +83,13 @@ class SqueezeNet(linen.Module):
             x = Stage(fires, name=f"stage{s}")(max_pool_over_edge(x, 3, 2), train)
         if self.num_classes:
             x = linen.Dropout(self.dropout, deterministic=not train)(x)
-            x = Conv(self.num_classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="head")(x)
+            x = Conv(
+                self.num_classes,
+                (1, 1),
+                kernel_init=linen.initializers.normal(0.01),
+                dtype=self.dtype,
+                name="head",
+            )(x)
             x = jax.nn.relu(x)
         return global_mean(x)
 

@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen
 
 from jdl.nn import Conv, ConvNorm, Stage, as_float, max_pool
-from jdl.nn.blocks import he_normal, require_images
+from jdl.nn.blocks import require_images
 from jdl.nn.plain import ConvRelu, UpConv
 
 
@@ -125,7 +125,7 @@ class UNet(linen.Module):
             x = self._stage(s, f"decoder{s + 1}")(jnp.concatenate([fine, x], -1), train)
         if not self.num_classes:
             return x
-        return Conv(self.num_classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="head")(x)
+        return Conv(self.num_classes, (1, 1), dtype=self.dtype, name="head")(x)
 
     def _stage(self, s: int, name: str) -> Stage:
         if self.norm:

@@ -14,7 +14,9 @@ import numpy as np
 from flax import linen
 
 from jdl.nn import Conv, Dense, MultiHeadAttention, Stage, StochasticDepth, as_float
-from jdl.nn.blocks import depth_rates, require_images
+from jdl.nn.blocks import depth_rates, require_images, require_patches, zero_head
+
+_XAVIER = linen.initializers.xavier_uniform()
 
 
 def _norm(epsilon: float, dtype: Any, name: str) -> linen.LayerNorm:
@@ -30,7 +32,8 @@ class EncoderBlock(linen.Module):
     Attributes:
         num_heads: heads of attention.
         hidden: features between the two layers.
-        dropout: of attention weights, and after each layer.
+        dropout: after each layer.
+        attention_dropout: of attention's weights.
         stochastic_depth: probability of dropping each of the two branches in training.
         epsilon: added to variances.
         dtype: of the computation.
@@ -42,6 +45,7 @@ class EncoderBlock(linen.Module):
     num_heads: int
     hidden: int
     dropout: float = 0.0
+    attention_dropout: float = 0.0
     stochastic_depth: float = 0.0
     epsilon: float = 1e-6
     dtype: Any = None
@@ -55,14 +59,18 @@ class EncoderBlock(linen.Module):
 
         h_BTD = _norm(self.epsilon, self.dtype, "norm1")(x_BTD)
         attention = MultiHeadAttention(
-            self.num_heads, dropout=self.dropout, dtype=self.dtype, name="attention"
+            self.num_heads,
+            dropout=self.attention_dropout,
+            dtype=self.dtype,
+            kernel_init=_XAVIER,
+            name="attention",
         )
         h_BTD = drop(attention(h_BTD, train=train))
         x_BTD = x_BTD + StochasticDepth(self.stochastic_depth)(h_BTD, train)
         h_BTD = _norm(self.epsilon, self.dtype, "norm2")(x_BTD)
-        h_BTF = Dense(self.hidden, dtype=self.dtype, name="expand")(h_BTD)
+        h_BTF = Dense(self.hidden, kernel_init=_XAVIER, dtype=self.dtype, name="expand")(h_BTD)
         h_BTF = drop(jax.nn.gelu(h_BTF, approximate=False))
-        h_BTD = drop(Dense(x_BTD.shape[-1], dtype=self.dtype, name="project")(h_BTF))
+        h_BTD = drop(Dense(x_BTD.shape[-1], kernel_init=_XAVIER, dtype=self.dtype, name="project")(h_BTF))
         return x_BTD + StochasticDepth(self.stochastic_depth)(h_BTD, train)
 
 
@@ -82,7 +90,10 @@ class ViT(linen.Module):
         hidden: features inside a block; 4 D when None.
         num_classes: number of logits; 0 gives the pooled features [B, D] instead.
         pool: "token" (a class token put before the patches) or "mean" (of the patches).
+        grid: rows and columns of patches, for images that are not square: positions do not say which of
+            them they are of.
         dropout: after the positions and inside the blocks.
+        attention_dropout: of attention's weights.
         stochastic_depth: probability of dropping the last block's branches; it grows from 0 along the depth.
         epsilon: added to variances.
         dtype: of the computation; parameters stay float32.
@@ -104,7 +115,9 @@ class ViT(linen.Module):
     hidden: int | None = None
     num_classes: int = 1000
     pool: Literal["token", "mean"] = "token"
+    grid: tuple[int, int] | None = None
     dropout: float = 0.0
+    attention_dropout: float = 0.0
     stochastic_depth: float = 0.0
     epsilon: float = 1e-6
     dtype: Any = None
@@ -115,10 +128,7 @@ class ViT(linen.Module):
         """Images [B, H, W, C] to logits [B, num_classes]."""
         require_images(inputs, "ViT", smallest=self.patch)
         B, H, W, _ = inputs.shape
-        if H % self.patch or W % self.patch:
-            raise ValueError(
-                f"ViT needs images whose sides are multiples of its patch, {self.patch} pixels; got {H}x{W}"
-            )
+        require_patches("ViT", (H, W), self.patch, self.grid)
         if self.pool not in ("token", "mean"):
             raise ValueError(f'ViT has the pools "token" and "mean"; got {self.pool!r}')
         x = as_float(inputs, self.dtype)
@@ -137,6 +147,7 @@ class ViT(linen.Module):
                 self.num_heads,
                 self.hidden or 4 * self.width,
                 self.dropout,
+                self.attention_dropout,
                 rate,
                 self.epsilon,
                 self.dtype,
@@ -146,7 +157,7 @@ class ViT(linen.Module):
         x_BTD = Stage(blocks, name="encoder")(x_BTD, train)
         x_BTD = _norm(self.epsilon, self.dtype, "norm")(x_BTD)
         x = x_BTD[:, 0] if self.pool == "token" else x_BTD.mean(1)
-        return Dense(self.num_classes, dtype=self.dtype, name="head")(x) if self.num_classes else x
+        return zero_head(self.num_classes, self.dtype)(x) if self.num_classes else x
 
     def _positions(self, T: int, image: tuple[int, int]) -> jax.Array:
         """The embeddings [1, T, D] of the positions."""

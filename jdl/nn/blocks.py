@@ -19,7 +19,11 @@ from jdl.nn.normalization import BatchNorm
 Activation = Callable[[jax.Array], jax.Array]
 
 he_normal = linen.initializers.variance_scaling(2.0, "fan_out", "normal")
-"""Keeps the gradient's variance through convolutions and ReLUs (He et al. 2015, equation 14)."""
+"""Keeps the gradient's variance through convolutions and ReLUs (He et al. 2015, equation 14); for layers that
+are normalised, which brings what they give to variance 1 whatever their kernels are."""
+
+he_normal_forward = linen.initializers.variance_scaling(2.0, "fan_in", "normal")
+"""Keeps the variance of what convolutions and ReLUs give (He et al. 2015, equation 10)."""
 
 
 def he_normal_of_groups(groups: int) -> Any:
@@ -33,10 +37,15 @@ def same_padding(kernel: int, dilation: int = 1) -> tuple[tuple[int, int], tuple
     With stride 2 it differs from ``"SAME"``, which pads an even image at its end only; published weights of
     PyTorch models need this one.
 
+    Raises:
+        ValueError: for an even kernel.
+
     Example:
         >>> same_padding(3), same_padding(3, dilation=2)
         (((1, 1), (1, 1)), ((2, 2), (2, 2)))
     """
+    if kernel % 2 == 0:
+        raise ValueError(f"only an odd kernel keeps an image's size with equal padding; got {kernel}")
     each = (kernel - 1) // 2 * dilation
     return ((each, each), (each, each))
 
@@ -215,7 +224,7 @@ def require_images(inputs: jax.Array, model: str, smallest: int = 1, channels: S
         (1, 3, 32, 32), which looks like channels first: transpose it with x.transpose(0, 2, 3, 1)
     """
     shape = tuple(inputs.shape)
-    channels_first = inputs.ndim == 4 and shape[1] in (1, 3) and shape[2] == shape[3] > 4
+    channels_first = inputs.ndim == 4 and shape[1] <= 4 and min(shape[2:]) > 4
     fits = inputs.ndim == 4 and min(shape[1:3]) >= smallest and (not channels or shape[3] in channels)
     if fits and not channels_first:
         return
@@ -225,6 +234,45 @@ def require_images(inputs: jax.Array, model: str, smallest: int = 1, channels: S
         f"{model} takes {wanted} of at least {smallest}x{smallest} pixels; got shape {shape}"
         + (hint if channels_first else "")
     )
+
+
+def require_patches(
+    model: str, image: tuple[int, int], patch: int, grid: tuple[int, int] | None = None
+) -> None:
+    """Refuses images that square patches do not tile, or tile in another grid than weights are for.
+
+    Args:
+        model: its name, for the error.
+        image: height and width, pixels.
+        patch: side of a patch, pixels.
+        grid: rows and columns of patches; any square when None.
+
+    Raises:
+        ValueError: saying what would be right.
+
+    Example:
+        >>> require_patches("ViT", (32, 48), 16, grid=(2, 3))
+        >>> require_patches("ViT", (32, 48), 16)
+        Traceback (most recent call last):
+        ValueError: ViT takes square images where it has no grid; for images of 32x48 pixels give grid=(2, 3)
+    """
+    H, W = image
+    if H % patch or W % patch:
+        raise ValueError(
+            f"{model} needs images whose sides are multiples of its patch, {patch} pixels; got {H}x{W}"
+        )
+    found = H // patch, W // patch
+    if grid is None and H != W:
+        raise ValueError(f"{model} takes square images where it has no grid; for images of {H}x{W} pixels "
+                         f"give grid={found}")  # fmt: skip
+    if grid is not None and tuple(grid) != found:
+        raise ValueError(f"{model} has a grid of {grid[0]}x{grid[1]} patches; images of {H}x{W} pixels make "
+                         f"{found[0]}x{found[1]}")  # fmt: skip
+
+
+def zero_head(num_classes: int, dtype: Any = None) -> Dense:
+    """A last layer ``head`` that begins as zeros, so that at first all classes are equally likely."""
+    return Dense(num_classes, kernel_init=linen.initializers.zeros, dtype=dtype, name="head")
 
 
 def global_mean(x_BHWC: jax.Array) -> jax.Array:

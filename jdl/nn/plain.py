@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen
 from jax import lax
 
-from jdl.nn.blocks import he_normal, same_padding
+from jdl.nn.blocks import he_normal_forward, same_padding
 from jdl.nn.convolution import Conv
 from jdl.nn.normalization import BatchNorm
 
@@ -53,7 +53,7 @@ class ConvRelu(linen.Module):
             (self.kernel, self.kernel),
             self.stride,
             padding=padding,
-            kernel_init=he_normal,
+            kernel_init=he_normal_forward,
             dtype=self.dtype,
             name="conv",
         )(x_BHWC)
@@ -124,7 +124,11 @@ class UpConv(linen.Module):
         """[B, H, W, C] to [B, n H, n W, features]."""
         B, H, W, C = x_BHWC.shape
         n, F = self.factor, self.features
-        kernel = self.param("kernel", linen.initializers.lecun_normal(in_axis=2, out_axis=3), (n, n, C, F))
+        # Every output has C inputs, whatever the size of its square.
+        init = linen.initializers.variance_scaling(
+            1.0, "fan_in", "normal", in_axis=2, out_axis=3, batch_axis=(0, 1)
+        )
+        kernel = self.param("kernel", init, (n, n, C, F))
         bias = self.param("bias", linen.initializers.zeros, (F,))
         x_BHWC, kernel, bias = linen.dtypes.promote_dtype(x_BHWC, kernel, bias, dtype=self.dtype)
         # Linen mirrors the kernel of a transposed convolution.

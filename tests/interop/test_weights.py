@@ -135,8 +135,43 @@ def test_other_channels_and_positions_are_adapted():
         found["stem"]["conv"]["kernel"], whole["stem"]["conv"]["kernel"].sum(2, keepdims=True), atol=1e-6
     )
     np.testing.assert_array_equal(found["position"][:, 0], whole["position"][:, 0])  # the class token
-    with pytest.raises(ValueError, match="not square grids"):
+    with pytest.raises(ValueError, match="not grids after up to 2 tokens: of a square and of a square"):
         resize_positions(np.zeros((1, 12, 4)), (1, 26, 4))
+
+
+def test_positions_fit_oblong_grids():
+    ramp = np.broadcast_to(np.arange(6.0)[None, :, None], (4, 6, 2)).reshape(1, 24, 2)
+    tokens = np.full((1, 2, 2), 9.0)
+    given = np.concatenate([tokens, ramp], 1).astype(np.float32)
+    found = resize_positions(given, (1, 2 + 8 * 3, 2), old=(4, 6), new=(8, 3))
+    np.testing.assert_array_equal(found[:, :2], tokens)
+    rows = found[0, 2:, 0].reshape(8, 3)
+    np.testing.assert_allclose(rows, np.broadcast_to(rows[:1], (8, 3)), atol=1e-5)
+    np.testing.assert_allclose(rows[0, 1], 2.5, atol=1e-5)
+    assert (np.diff(rows[0]) > 1).all()
+    with pytest.raises(ValueError, match=r"of \(4, 5\) and of \(8, 3\); give old and new"):
+        resize_positions(given, (1, 26, 2), old=(4, 5), new=(8, 3))
+
+
+def test_tensors_that_are_no_numbers_to_use_are_named():
+    whole = state()
+    name = next(iter(whole))
+    for tensor, message in (
+        ((whole[name] * 10).astype(np.int8), f'"{name}" is int8, quantised perhaps'),
+        (np.full_like(whole[name], np.nan), f'"{name}" is not finite'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_weights(variables(), {**whole, name: tensor}, NAMES)
+
+
+def test_a_kernel_of_more_pixels_is_no_dense_layer():
+    layer = {"params": {"reduce": {"kernel": np.zeros((2, 3), np.float32)}}}
+    rules = (("reduce", "fc", "pointwise"),)
+    load_weights(layer, {"fc.weight": np.ones((3, 2, 1, 1), np.float32)}, rules)
+    with pytest.raises(
+        ValueError, match=r'of another shape: reduce/kernel \(2, 3\) \("fc.weight" \(3, 2, 3, 3\)'
+    ):
+        load_weights(layer, {"fc.weight": np.ones((3, 2, 3, 3), np.float32)}, rules)
 
 
 def test_grey_images_give_what_they_gave_in_colour():

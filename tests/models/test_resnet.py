@@ -154,6 +154,93 @@ def test_imagenet_layout_equals_hugging_face(torch, kind):
     check_against(torch, model, twin, lambda x: twin(x).logits, names.RESNET_HUGGING_FACE)
 
 
+PRE_ACTIVATION = (
+    ("stem", "stem"),
+    *(("stage{s}/block{b}/" + name, "stages.{s-1}.{b-1}." + name) for name in ("shortcut",)),
+    ("stage{s}/block{b}/norm{i}", "stages.{s-1}.{b-1}.norms.{i-1}"),
+    ("stage{s}/block{b}/conv{i}", "stages.{s-1}.{b-1}.convs.{i-1}"),
+    ("norm", "norm"),
+    ("head", "head"),
+)
+
+
+def pre_activation_twin(torch, depths, widths, inner, stem_width, classes):
+    """He et al. 2016, figure 4e, whose first activation lies before the first two paths part."""
+    nn = torch.nn
+
+    class Unit(nn.Module):
+        def __init__(self, inputs, features, inner, stride, is_first):
+            super().__init__()
+            if inner is None:
+                plan = [(inputs, features, 3, stride), (features, features, 3, 1)]
+            else:
+                plan = [(inputs, inner, 1, 1), (inner, inner, 3, stride), (inner, features, 1, 1)]
+            self.norms = nn.ModuleList(nn.BatchNorm2d(each[0]) for each in plan)
+            self.convs = nn.ModuleList(nn.Conv2d(a, b, k, s, k // 2, bias=False) for a, b, k, s in plan)
+            self.is_first = is_first
+            if inputs != features or stride != 1:
+                self.shortcut = nn.Conv2d(inputs, features, 1, stride, bias=False)
+
+        def forward(self, x):
+            first = h = self.norms[0](x).relu()
+            h = self.convs[0](h)
+            for norm, conv in list(zip(self.norms, self.convs, strict=True))[1:]:
+                h = conv(norm(h).relu())
+            if hasattr(self, "shortcut"):
+                return self.shortcut(first) + h
+            return (first if self.is_first else x) + h
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, stem_width, 3, 1, 1, bias=False)
+            self.stages, before = nn.ModuleList(), stem_width
+            for s, (depth, width) in enumerate(zip(depths, widths, strict=True)):
+                units = []
+                for b in range(depth):
+                    stride = 2 if s and not b else 1
+                    units.append(Unit(before, width, inner and inner[s], stride, not s and not b))
+                    before = width
+                self.stages.append(nn.Sequential(*units))
+            self.norm, self.head = nn.BatchNorm2d(before), nn.Linear(before, classes)
+
+        def forward(self, x):
+            x = self.stem(x)
+            for stage in self.stages:
+                x = stage(x)
+            return self.head(self.norm(x).relu().mean((2, 3)))
+
+    return Network()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    ("widths", "inner"),
+    [((8, 12), None), ((12, 16), None), ((16, 24), (4, 6))],
+    ids=["basic", "wide", "narrow"],
+)
+def test_pre_activation_equals_the_paper(torch, widths, inner):
+    torch.manual_seed(0)
+    twin = pre_activation_twin(torch, (2, 1), widths, inner, 8, 4)
+    model = ResNet((2, 1), widths, inner, num_classes=4, stem="cifar", stem_width=8, pre_activation=True)
+    check_against(torch, model, twin, twin, PRE_ACTIVATION)
+
+
+@pytest.mark.parity
+def test_groups_equal_hugging_face(torch):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    twin = transformers.ResNetForImageClassification(
+        transformers.ResNetConfig(
+            embedding_size=8, hidden_sizes=[16], depths=[2], layer_type="bottleneck", num_labels=4
+        )
+    )
+    for layer in twin.resnet.encoder.stages[0].layers:
+        layer.layer[1].convolution = torch.nn.Conv2d(4, 4, 3, 1, 1, groups=2, bias=False)
+    model = ResNet((2,), (16,), (4,), 4, stem_width=8, groups=2)
+    check_against(torch, model, twin, lambda x: twin(x).logits, names.RESNET_HUGGING_FACE)
+
+
 def check_against(torch, model, twin, call, rules):
     """Logits, and the gradient of the cross-entropy in training, of the same weights."""
     rng = np.random.default_rng(0)

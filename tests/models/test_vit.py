@@ -99,7 +99,7 @@ def test_mean_pooling_has_no_class_token():
 
 
 def test_mean_pooling_without_positions_forgets_where_patches_are():
-    model = ViT(8, 16, 1, 2, 32, num_classes=5, pool="mean")
+    model = ViT(8, 16, 1, 2, 32, num_classes=0, pool="mean")
     x = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
     variables = model.init(jax.random.key(0), x)
     moved = np.concatenate([x[:, 8:], x[:, :8]], 1)
@@ -110,9 +110,20 @@ def test_mean_pooling_without_positions_forgets_where_patches_are():
 
 
 def test_takes_oblong_images_and_gives_pooled_features():
-    model = ViT(8, 16, 1, 2, num_classes=0)
+    model = ViT(8, 16, 1, 2, num_classes=0, grid=(2, 3))
     x = jnp.zeros((2, 16, 24, 1))
     assert jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x)[0], x).shape == (2, 16)
+
+
+def test_positions_of_one_grid_are_not_taken_for_another():
+    """16 patches make 4 rows of 4 or 2 of 8: the embeddings do not say which."""
+    variables = shapes(SMALL, 32)
+    with pytest.raises(ValueError, match=r"for images of 16x64 pixels give grid=\(2, 8\)"):
+        jax.eval_shape(SMALL.apply, variables, jnp.zeros((1, 16, 64, 3)))
+    oblong = SMALL.clone(grid=(2, 8))
+    assert jax.eval_shape(oblong.init, jax.random.key(0), jnp.zeros((1, 16, 64, 3)))
+    with pytest.raises(ValueError, match="a grid of 2x8 patches; images of 32x32 pixels make 4x4"):
+        jax.eval_shape(oblong.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
 
 @pytest.mark.parametrize(
