@@ -40,7 +40,7 @@ from jdl.data.bpe import load_ranks, load_tokenizer, save_tokenizer, train_bpe
 from jdl.data.bucketing import BucketedBatches, bucket_boundaries, bucketed, padded
 from jdl.data.folder import FolderBatches, image_folder
 from jdl.data.packing import pack
-from jdl.data.preprocess import Preprocess, fit_preprocess
+from jdl.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, fit_preprocess
 from jdl.data.sentences import Labelled, Sentences
 from jdl.data.sources import Dataset, load
 from jdl.data.splits import k_fold, split
@@ -50,6 +50,8 @@ from jdl.data.tokenizer import Tokenizer, byte_tokenizer, character_tokenizer, d
 from jdl.data.tokens import continuing_rows, windows, windows_in_order
 
 __all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "Batches",
     "BucketedBatches",
     "Dataset",

@@ -10,7 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_HOW = ("pad", "resize")
+_HOW = ("pad", "resize", "crop")
+_INTERPOLATION = ("bilinear", "bicubic")
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of the red, green and blue of ImageNet's photographs, as most published weights are trained with."""
+
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow
 
 
@@ -24,15 +29,19 @@ class Preprocess:
         output = (fit_to_size(to_channels(image)) - mean) / std
 
     Grey becomes RGB by repetition and RGB becomes grey as 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601).
-    Bilinear interpolation is with antialiasing, as in Pillow.
+    Interpolation is with antialiasing, as in Pillow.
 
     Attributes:
         size: (height, width) of the output, pixels; None leaves the size alone.
         how: ``"resize"`` stretches to ``size``; ``"pad"`` keeps the proportions: an image that does not fit
-            is shrunk until it does, and black is added around the centred image.
+            is shrunk until it does, and black is added around the centred image; ``"crop"`` keeps the
+            proportions too and cuts the middle out, of an image scaled so that ``size`` is a share ``crop``
+            of it in the tighter direction.
         channels: 1 or 3; None leaves the channels alone.
         mean: of each output channel, after the scaling to [0, 1].
         std: of each output channel, positive.
+        crop: that share, in (0, 1]; 0.875 takes 224 pixels out of 256, as published weights often want it.
+        interpolation: "bilinear" or "bicubic".
 
     A Preprocess is hashable and static under `jax.jit`, so it may be an argument or be closed over.
 
@@ -45,6 +54,9 @@ class Preprocess:
                [-1., -1., -1., -1.]], dtype=float32)
         >>> Preprocess.from_json(preprocess.to_json()) == preprocess
         True
+        >>> imagenet = Preprocess((224, 224), "crop", 3, IMAGENET_MEAN, IMAGENET_STD)
+        >>> imagenet(np.zeros((300, 500, 3), np.uint8)).shape
+        (224, 224, 3)
     """
 
     size: tuple[int, int] | None = None
@@ -52,6 +64,8 @@ class Preprocess:
     channels: int | None = None
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    crop: float = 0.875
+    interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
         size = None if self.size is None else tuple(int(x) for x in self.size)
@@ -62,6 +76,12 @@ class Preprocess:
             raise ValueError(f"size must be (height, width) in pixels, both positive; got {self.size}")
         if self.how not in _HOW:
             raise ValueError(f"how must be one of {_HOW}, got {self.how!r}")
+        if self.how == "crop" and size is None:
+            raise ValueError('how="crop" needs a size to cut out')
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"crop, a share, must be above 0 and at most 1; got {self.crop}")
+        if self.interpolation not in _INTERPOLATION:
+            raise ValueError(f"interpolation must be one of {_INTERPOLATION}, got {self.interpolation!r}")
         if self.channels not in (None, 1, 3):
             raise ValueError(f"channels must be 1, 3 or None, got {self.channels}")
         if len(self.mean) != len(self.std) or (
@@ -127,15 +147,21 @@ class Preprocess:
 
     def _sized(self, images: jax.Array) -> jax.Array:
         *_, have_height, have_width, channels = images.shape
-        if self.size in (None, (have_height, have_width)):
+        if self.size is None or (self.size == (have_height, have_width) and self.how != "crop"):
             return images
-        assert self.size is not None
         height, width = self.size
+        if self.how == "crop":
+            grow = max(int(height / self.crop) / have_height, int(width / self.crop) / have_width)
+            height, width = round(have_height * grow), round(have_width * grow)
         if self.how == "pad":
             shrink = min(height / have_height, width / have_width, 1.0)
             height, width = max(1, round(have_height * shrink)), max(1, round(have_width * shrink))
         if (height, width) != (have_height, have_width):
-            images = jax.image.resize(images, (*images.shape[:-3], height, width, channels), "bilinear")
+            shape = (*images.shape[:-3], height, width, channels)
+            images = jax.image.resize(images, shape, self.interpolation)
+        if self.how == "crop":
+            top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
+            return images[..., top : top + self.size[0], left : left + self.size[1], :]
         top, left = (self.size[0] - height) // 2, (self.size[1] - width) // 2
         around = [(top, self.size[0] - height - top), (left, self.size[1] - width - left), (0, 0)]
         return jnp.pad(images, [(0, 0)] * (images.ndim - 3) + around)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,21 +19,23 @@ import numpy as np
 PYTORCH = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")
 
 
-def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def read_tensors(path: str | os.PathLike[str], entry: str | None = None) -> dict[str, np.ndarray]:
     """The tensors of a file by name.
 
     Args:
         path: a ``.safetensors`` or ``.npz`` file, a PyTorch file (``.pth``, ``.pt``, ``.th``, ``.bin``, ...;
             this needs PyTorch), a Hugging Face index of several such files (``*.index.json``), or a folder
             that holds one of these named ``model`` or ``pytorch_model``.
+        entry: which entry of a PyTorch training checkpoint holds the tensors, such as "state_dict_ema"; when
+            None, ``state_dict``, ``model_state_dict`` or ``model``, or the only one that does.
 
     Returns:
-        Arrays in the type they were stored in (bfloat16 as float32). Of a PyTorch training checkpoint, the
-        entry ``state_dict`` (or ``model``); a prefix ``module.`` that all names have is dropped.
+        Arrays in the type they were stored in (bfloat16 as float32). The prefixes ``module.`` and
+        ``_orig_mod.`` (of models that are spread over devices, or compiled) are dropped where all have them.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, or holds anything but tensors.
+        ValueError: if the file is damaged, holds anything but tensors, or several entries of them.
         ImportError: if the package that reads the format is not installed.
 
     Example:
@@ -50,7 +53,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if path.name.endswith(".index.json"):
         tensors: dict[str, np.ndarray] = {}
         for part in sorted(set(json.loads(path.read_text())["weight_map"].values())):
-            tensors |= read_tensors(path.parent / part)
+            tensors |= read_tensors(path.parent / part, entry)
     elif path.suffix == ".safetensors":
         tensors = _read_safetensors(path)
     elif path.suffix == ".npz":
@@ -58,11 +61,12 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         with damage, path.open("rb") as stream, np.load(stream) as file:
             tensors = dict(file)
     elif path.suffix in PYTORCH:
-        tensors = _read_pytorch(path)
+        tensors = _read_pytorch(path, entry)
     else:
         raise ValueError(f"{path} is not of a known format: .safetensors, .npz, {', '.join(PYTORCH)}")
-    if tensors and all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    for wrapper in ("module.", "_orig_mod."):
+        if tensors and all(name.startswith(wrapper) for name in tensors):
+            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
     return tensors
 
 
@@ -139,6 +143,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
 _DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -152,7 +158,7 @@ _DTYPES = {
 }
 
 
-def _read_pytorch(path: Path) -> dict[str, np.ndarray]:
+def _read_pytorch(path: Path, entry: str | None) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError as error:
@@ -167,15 +173,24 @@ def _read_pytorch(path: Path) -> dict[str, np.ndarray]:
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} holds more than tensors, and running what it holds could do anything on this machine; "
-            f"save its state_dict() alone: {str(error).splitlines()[0]}"
+            f"save its state_dict() alone: {_COLOURS.sub('', str(error)).splitlines()[0]}"
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} cannot be read, it may be damaged or cut off: {error}") from error
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not a dictionary of tensors")
+    inside = [
+        name
+        for name, part in loaded.items()
+        if isinstance(part, dict) and part and all(isinstance(x, torch.Tensor) for x in part.values())
+    ]
+    usual = [name for name in ("state_dict", "model_state_dict", "model") if name in inside]
+    chosen = [entry] if entry is not None else usual[:1] or inside
+    if entry is not None and entry not in inside:
+        raise ValueError(f"{path} has no tensors under {entry!r}; it has some under {inside}")
+    if len(chosen) > 1:
+        raise ValueError(f"{path} has tensors under {inside}: say which by entry")
+    loaded = loaded[chosen[0]] if chosen else loaded
     others = [name for name, tensor in loaded.items() if not isinstance(tensor, torch.Tensor)]
     if others:
         raise ValueError(f"{path} holds entries that are no tensors: {others[:5]}")

@@ -103,7 +103,9 @@ def load_weights(
 ) -> Any:
     """A model's variables with the values of a PyTorch ``state_dict``.
 
-    Every parameter must be found and every tensor used, unless named in ``fresh`` or ``ignore``.
+    Every parameter must be found and every tensor used, unless named in ``fresh`` or ``ignore``. A
+    prefix that all names have, of the whole that the model was a part of, is dropped where the map does not
+    know it.
 
     Args:
         variables: as ``init`` gives them; their shapes (`jax.eval_shape`) are enough where nothing is fresh.
@@ -133,6 +135,8 @@ def load_weights(
         no tensor for: head/bias ("fc.bias")
     """
     tensors = weights if isinstance(weights, Mapping) else read_tensors(weights)
+    matches = (_match(_path(keys), names) for keys, _ in jax.tree_util.tree_leaves_with_path(variables))
+    tensors = _named(tensors, {match.name for match in matches if match})
     unused, problems = set(tensors), _Problems()
 
     def read(keys: Any, leaf: Any) -> Any:
@@ -164,6 +168,22 @@ def load_weights(
     )
     problems.check()
     return loaded
+
+
+def _named(tensors: Tensors, wanted: set[str]) -> Tensors:
+    """The tensors, without the prefix that all have, where none is called as wanted with it and some without.
+
+    A model that was saved as a part of something larger has such a prefix.
+    """
+    prefix, first, last = "", min(tensors, default="").split("."), max(tensors, default="").split(".")
+    for ours, theirs in zip(["", *first[:-1]], ["", *last[:-1]], strict=False):
+        if ours != theirs:
+            break
+        prefix += f"{ours}." if ours else ""
+        named = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        if wanted & named.keys():
+            return named
+    return tensors
 
 
 def export_weights(variables: Any, names: Names) -> dict[str, np.ndarray]:

@@ -83,7 +83,7 @@ def tapped(
 
 
 def features(
-    module: linen.Module, variables: Mapping[str, Any], inputs: jax.Array, stages: Sequence[str]
+    module: linen.Module, variables: Mapping[str, Any], inputs: jax.Array, stages: str | Sequence[str]
 ) -> tuple[jax.Array, ...]:
     """The outputs of a network's stages, such as a detector or a decoder of segments takes.
 
@@ -93,7 +93,7 @@ def features(
         module: a Linen module.
         variables: its variables.
         inputs: a batch of inputs.
-        stages: paths of submodules, as in the parameters: ``"stage2"``, ``"stage2/block1"``.
+        stages: paths of submodules, or one, as in the parameters: ``"stage2"``, ``"stage2/block1"``.
 
     Returns:
         Their outputs, in the order asked for.
@@ -109,6 +109,7 @@ def features(
         >>> [x.shape for x in maps]
         [(1, 8, 8, 128), (1, 2, 2, 512)]
     """
+    stages = [stages] if isinstance(stages, str) else stages
     _, _, found = tapped(module, variables, inputs, train=False)
     if missing := [stage for stage in stages if stage not in found]:
         raise ValueError(f"{type(module).__name__} has no {missing}; it has {list(found)}")

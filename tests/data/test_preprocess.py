@@ -47,6 +47,20 @@ def test_resize_is_that_of_pillow(size):
     np.testing.assert_allclose(out * 255, np.asarray(reference), atol=2e-3)
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_the_middle_is_that_of_pillow(interpolation):
+    image = pytest.importorskip("PIL.Image")
+    raw = images(20, 31)
+    # 8 is 0.8 of 10, to which the shorter side comes.
+    scaled = image.fromarray(raw.astype(np.float32)).resize(
+        (16, 10), getattr(image.Resampling, interpolation.upper())
+    )
+    out = Preprocess((8, 8), "crop", crop=0.8, interpolation=interpolation)(raw)[..., 0]
+    np.testing.assert_allclose(out * 255, np.asarray(scaled)[1:9, 4:12], atol=2e-3)
+    whole = Preprocess((20, 20), "crop", crop=1.0)(raw)[..., 0]
+    np.testing.assert_allclose(whole * 255, raw[:, 6:26], atol=1e-3)
+
+
 def test_grey_is_that_of_pillow():
     image = pytest.importorskip("PIL.Image")
     raw = images(9, 9, 3)
@@ -106,7 +120,10 @@ def test_is_a_value():
     [
         ({"size": (0, 3)}, "size must be"),
         ({"size": (3,)}, "size must be"),
-        ({"how": "crop"}, "how must be one of"),
+        ({"how": "stretch"}, "how must be one of"),
+        ({"how": "crop"}, "needs a size to cut out"),
+        ({"crop": 1.5}, "crop, a share, must be above 0 and at most 1; got 1.5"),
+        ({"interpolation": "cubic"}, "interpolation must be one of"),
         ({"channels": 2}, "channels must be 1, 3 or None, got 2"),
         ({"mean": (0.0, 1.0)}, "one value a channel"),
         ({"mean": (0.0,) * 3, "std": (1.0,) * 3, "channels": 1}, "one value a channel"),

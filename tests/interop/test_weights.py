@@ -234,6 +234,29 @@ def test_reads_what_pytorch_and_safetensors_write(torch, tmp_path):
 
 
 @pytest.mark.parity
+def test_checkpoints_of_training_are_found_in_whichever_entry(torch, tmp_path):
+    weights = {"_orig_mod.w": torch.arange(6.0).reshape(2, 3)}
+    path = tmp_path / "a.pth"
+    torch.save({"net": weights, "acc": 93.0, "epoch": 3}, path)
+    np.testing.assert_array_equal(read_tensors(path)["w"], np.arange(6.0).reshape(2, 3))
+    torch.save({"ema": {"w": torch.ones(2)}, "net": {"w": torch.zeros(2)}}, path)
+    assert read_tensors(path, entry="ema")["w"].sum() == 2
+    with pytest.raises(ValueError, match=r"has tensors under \['ema', 'net'\]: say which by entry"):
+        read_tensors(path)
+    with pytest.raises(ValueError, match=r"no tensors under 'emma'; it has some under \['ema', 'net'\]"):
+        read_tensors(path, entry="emma")
+
+
+def test_a_prefix_that_all_names_have_is_dropped():
+    whole = load_weights(variables(), state(), NAMES)
+    within = load_weights(variables(), {f"net.model.{name}": x for name, x in state().items()}, NAMES)
+    assert flat(whole).keys() == flat(within).keys()
+    for x, y in zip(flat(whole).values(), flat(within).values(), strict=True):
+        np.testing.assert_array_equal(x, y)
+    with pytest.raises(ValueError, match='no tensor for: head/bias \\("fc.bias"\\)'):
+        load_weights(variables(), {f"net.{n}": x for n, x in state().items() if n != "fc.bias"}, NAMES)
+
+
 def test_no_code_in_a_file_is_run(torch, tmp_path):
     class Bomb:
         def __reduce__(self):
