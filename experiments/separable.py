@@ -4,7 +4,7 @@ Both networks have a full 3x3 convolution that halves the image, then six convol
 and 4w channels, two of which halve it again, each normalised and activated; the mean over the image, and a
 linear layer. In one they are full 3x3 convolutions, in the other depthwise 3x3 convolutions, each followed by
 a 1x1 convolution, and wider. The table sets test accuracy over seeds beside parameters, multiply-adds and
-what they promise, but need not keep: the time of a prediction of one image and of 64, measured on this device.
+what they promise, but need not keep: the time of a prediction of one image and of 64, on this device.
 
 On ImageNet the paper reports 71.7 % top-1 accuracy with full convolutions, 4,866 million multiply-adds and
 29.3 million parameters, and 70.6 % with separable ones, 569 million and 4.2 million.
