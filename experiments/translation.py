@@ -235,9 +235,9 @@ def translate(
             stop=[end],
         )
         for row, weight, texts in zip(batch["rows"], batch["weights"], beams.rows(), strict=True):
-            if not texts and weight:
-                raise ValueError(f"sentence {row}: the model gives no probabilities, but not a number")
             if weight:
+                if not texts:
+                    raise ValueError(f"sentence {row}: the model gives no probabilities, but not a number")
                 found[row] = tokenizer.decode(texts[0]).strip()
     return found
 

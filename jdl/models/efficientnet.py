@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen
 
 from jdl.nn import ConvNorm, Dense, Stage, as_float, global_mean
-from jdl.nn.blocks import Activation, require_images
+from jdl.nn.blocks import Activation, depth_rates, require_images
 from jdl.nn.inverted import InvertedResidual, round_channels
 
 
@@ -141,9 +141,8 @@ class EfficientNet(linen.Module):
         }
         x = as_float(inputs, self.dtype)
         x = ConvNorm(self.stem_width, 3, 2, name="stem", **common)(x, train)
-        blocks_in_all = sum(self.depths)
-        # Of n blocks the i-th, from 0 on, has i / n of the rate: the last one not all of it.
-        rates = iter([self.stochastic_depth * i / blocks_in_all for i in range(blocks_in_all)])
+        # The full rate would be that of a block after the last one.
+        rates = iter(depth_rates(self.stochastic_depth, sum(self.depths) + 1))
         entering = self.stem_width
         for s, stage in enumerate(self.stages, 1):
             blocks = []

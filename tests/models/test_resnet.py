@@ -156,7 +156,7 @@ def test_imagenet_layout_equals_hugging_face(torch, kind):
 
 PRE_ACTIVATION = (
     ("stem", "stem"),
-    *(("stage{s}/block{b}/" + name, "stages.{s-1}.{b-1}." + name) for name in ("shortcut",)),
+    ("stage{s}/block{b}/shortcut", "stages.{s-1}.{b-1}.shortcut"),
     ("stage{s}/block{b}/norm{i}", "stages.{s-1}.{b-1}.norms.{i-1}"),
     ("stage{s}/block{b}/conv{i}", "stages.{s-1}.{b-1}.convs.{i-1}"),
     ("norm", "norm"),
