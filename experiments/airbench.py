@@ -2,9 +2,9 @@
 
 A frozen layer that whitens 2x2 patches, convolutions that begin as the identity, SGD with Nesterov momentum,
 a triangular rate, biases that learn 64 times faster, label smoothing, weights pulled back to their moving
-average every five steps, and evaluation averaged over mirrored and shifted views. Images are mirrored at
-random, not in alternate passes as in the paper. The paper reaches 94.01 % in 9.9 passes over the data, in
-seconds on a GPU; here time is that of the device at hand.
+average every five steps, images mirrored in alternate passes, and evaluation averaged over mirrored and
+shifted views. The paper reaches 94.01 % in 9.9 passes over the data, in seconds on a GPU; here time is that
+of the device at hand.
 
 Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,8 @@ PUBLISHED = "94.01 % mean test accuracy on CIFAR-10 in 9.9 epochs (Jordan 2024, 
 class Config:
     """Settings; the defaults are those of airbench94."""
 
+    dataset: Literal["cifar10"] = "cifar10"
+    """Images to learn."""
     epochs: float = 9.9
     """Passes over the training images."""
     batch_size: int = 1024
@@ -152,6 +154,30 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformation:
     )
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Alternating:
+    """Batches whose images are mirrored in every other epoch: half of them in the even ones, half in the odd.
+
+    An image is so seen both ways in any two epochs, which mirroring at random leaves to chance.
+
+    Attributes:
+        batches: shuffled batches that live on the device, of "inputs", and of "mirrored" [N], booleans that
+            say which images the first epoch mirrors.
+    """
+
+    batches: Any
+
+    def __call__(self, step: Any) -> dict[str, Array]:
+        """The batch of a step."""
+        batch = dict(self.batches(step))
+        B = self.batches.batch_size
+        epochs = (jnp.asarray(step, jnp.int32) * B + jnp.arange(B)) // self.batches.num_examples
+        mirrored = batch.pop("mirrored") ^ (epochs % 2 == 1)
+        x = batch["inputs"]
+        return {**batch, "inputs": jnp.where(mirrored[:, None, None, None], x[:, :, ::-1], x)}
+
+
 def mean_of_views(task: Task) -> Task:
     """The task with predictions averaged over an image, its mirror image, and both shifted by a pixel."""
 
@@ -188,7 +214,7 @@ def learner(config: Config, preprocess: data.Preprocess, images: np.ndarray, ste
             "params": {**params, "whiten": {**params["whiten"], "kernel": jnp.asarray(kernel)}},
         }
 
-    augment = data.compose(data.random_crop(config.shift, mode="reflect"), data.random_flip())
+    augment = data.random_crop(config.shift, mode="reflect")
     task = tasks.preprocessed(tasks.augmented(task._replace(init=whitened), augment), preprocess)
     return learners.gradient(task, optimizer(config, steps))
 
@@ -196,11 +222,14 @@ def learner(config: Config, preprocess: data.Preprocess, images: np.ndarray, ste
 def main(config: Config) -> Outcome:
     """Trains as the configuration says, and reports how long the target took."""
     start = time.perf_counter()
-    dataset = data.load("cifar10")
+    dataset = data.load(config.dataset)
     preprocess = data.fit_preprocess(dataset.train["inputs"])
     steps = round(config.epochs * (len(dataset.train["labels"]) // config.batch_size))
     where = config.execution
     folder = Path(where.run) if where.run else cli.new_folder("airbench", config)
+    rng = np.random.default_rng(config.seed)
+    mirrored = rng.random(len(dataset.train["labels"])) < 0.5
+    learnt = {**dataset.train, "mirrored": mirrored}
     reached: list[float] = []
 
     def watch(record: Any) -> None:
@@ -209,7 +238,7 @@ def main(config: Config) -> Outcome:
 
     fitted = train.fit(
         learner(config, preprocess, dataset.train["inputs"], steps),
-        data.shuffled(dataset.train, config.batch_size, seed=config.seed),
+        Alternating(data.shuffled(learnt, config.batch_size, seed=config.seed, resident=True)),
         steps,
         key=config.seed,
         evaluation={"test": data.in_order(dataset.test, 1000)},

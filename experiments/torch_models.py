@@ -46,8 +46,9 @@ def resnet(
     *,
     stem_width: int | None = None,
     padding_shortcut: bool = False,
+    photographs: bool = False,
 ) -> Any:
-    """A residual network of basic blocks with a 3x3 stem, as for CIFAR.
+    """A residual network of basic blocks with a 3x3 stem, as for CIFAR, or of bottlenecks for photographs.
 
     Args:
         depths: blocks of each stage.
@@ -55,12 +56,34 @@ def resnet(
         num_classes: number of logits.
         stem_width: channels of the stem; the first stage's when None.
         padding_shortcut: option A of the paper where the shape changes, not a projection.
+        photographs: bottlenecks that leave four times the width, whose 3x3 convolutions have the strides, and
+            a stem of 7x7 and a 3x3 maximum, each of stride 2.
 
     Returns:
         A `torch.nn.Module`, initialised as He et al. (2015), from images [B, 3, H, W] to logits.
     """
     import torch
     from torch import nn
+
+    class Bottleneck(nn.Module):
+        def __init__(self, inputs: int, features: int, stride: int) -> None:
+            super().__init__()
+            outputs = 4 * features
+            self.conv1, self.bn1 = nn.Conv2d(inputs, features, 1, bias=False), nn.BatchNorm2d(features)
+            self.conv2 = nn.Conv2d(features, features, 3, stride, 1, bias=False)
+            self.bn2 = nn.BatchNorm2d(features)
+            self.conv3, self.bn3 = nn.Conv2d(features, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+            self.downsample = None
+            if stride != 1 or outputs != inputs:
+                self.downsample = nn.Sequential(
+                    nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+                )
+
+        def forward(self, x: Any) -> Any:
+            h = torch.relu(self.bn1(self.conv1(x)))
+            h = torch.relu(self.bn2(self.conv2(h)))
+            h = self.bn3(self.conv3(h))
+            return torch.relu(h + (x if self.downsample is None else self.downsample(x)))
 
     class Block(nn.Module):
         def __init__(self, inputs: int, features: int, stride: int) -> None:
@@ -92,14 +115,16 @@ def resnet(
         def __init__(self) -> None:
             super().__init__()
             inputs = stem_width or widths[0]
-            self.conv1 = nn.Conv2d(3, inputs, 3, 1, 1, bias=False)
+            kernel, stride = (7, 2) if photographs else (3, 1)
+            self.conv1 = nn.Conv2d(3, inputs, kernel, stride, kernel // 2, bias=False)
             self.bn1 = nn.BatchNorm2d(inputs)
             self.stages = len(depths)
             for s, (depth, width) in enumerate(zip(depths, widths, strict=True), 1):
                 blocks = []
                 for b in range(depth):
-                    blocks.append(Block(inputs, width, 2 if s > 1 and b == 0 else 1))
-                    inputs = width
+                    stride = 2 if s > 1 and b == 0 else 1
+                    blocks.append((Bottleneck if photographs else Block)(inputs, width, stride))
+                    inputs = 4 * width if photographs else width
                 setattr(self, f"layer{s}", nn.Sequential(*blocks))
             self.fc = nn.Linear(inputs, num_classes)
             for module in self.modules():
@@ -108,6 +133,8 @@ def resnet(
 
         def forward(self, x: Any) -> Any:
             x = torch.relu(self.bn1(self.conv1(x)))
+            if photographs:
+                x = nn.functional.max_pool2d(x, 3, 2, 1)
             for s in range(1, self.stages + 1):
                 x = getattr(self, f"layer{s}")(x)
             return self.fc(x.mean((2, 3)))

@@ -35,6 +35,7 @@ def main(seed: int = 0, config: resnet.Config = resnet.Config(steps=1170)) -> fl
     from experiments.torch_models import resnet as network
 
     torch.manual_seed(seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     dataset = data.load(config.dataset)
     mean, deviation = (
         getattr(dataset.train["inputs"].astype(np.float64) / 255, how)((0, 1, 2)).astype(np.float32)
@@ -47,7 +48,8 @@ def main(seed: int = 0, config: resnet.Config = resnet.Config(steps=1170)) -> fl
     train, labels = images(dataset.train["inputs"]), torch.tensor(dataset.train["labels"]).long()
     padded = nn.functional.pad(train, (config.shift,) * 4)
     blocks = (config.depth - 2) // 6
-    model = network((blocks,) * 3, (16, 32, 64), padding_shortcut=True).to(memory_format=torch.channels_last)
+    model = network((blocks,) * 3, (16, 32, 64), padding_shortcut=True)
+    model = model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         model.parameters(), config.learning_rate, momentum=0.9, weight_decay=config.weight_decay
     )
@@ -64,7 +66,7 @@ def main(seed: int = 0, config: resnet.Config = resnet.Config(steps=1170)) -> fl
             batch = torch.where(mirrored[:, None, None, None], batch.flip(3), batch)
             optimizer.zero_grad(set_to_none=True)
             loss = nn.functional.cross_entropy(
-                model(batch.to(memory_format=torch.channels_last)), labels[rows]
+                model(batch.to(device, memory_format=torch.channels_last)), labels[rows].to(device)
             )
             loss.backward()
             optimizer.step()
@@ -72,8 +74,9 @@ def main(seed: int = 0, config: resnet.Config = resnet.Config(steps=1170)) -> fl
             step += 1
     model.eval()
     with torch.no_grad():
-        predicted = torch.cat([model(x).argmax(1) for x in images(dataset.test["inputs"]).split(1000)])
-    return 100 * float((predicted.numpy() != dataset.test["labels"]).mean())
+        parts = images(dataset.test["inputs"]).split(1000)
+        predicted = torch.cat([model(x.to(device)).argmax(1) for x in parts])
+    return 100 * float((predicted.cpu().numpy() != dataset.test["labels"]).mean())
 
 
 def record(seeds: Sequence[int], *, busy: bool = False) -> ledger.Result:

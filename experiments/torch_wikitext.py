@@ -87,8 +87,9 @@ def main(config: wikitext.Config = wikitext.SHORT) -> dict[str, float]:
     if config.optimizer != "adam" or config.averaging or config.cell != "lstm" or config.dtype != "float32":
         raise ValueError("the peer in PyTorch has LSTMs in float32 and adam, and averages no weights")
     torch.manual_seed(config.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     words, tokenizer, _ = wikitext.texts(config)
-    model = network(config, tokenizer.vocab_size)
+    model = network(config, tokenizer.vocab_size).to(device)
     optimizer = torch.optim.Adam(
         model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
@@ -102,7 +103,7 @@ def main(config: wikitext.Config = wikitext.SHORT) -> dict[str, float]:
 
     def tensors(batch: Any) -> tuple[Any, Any]:
         inputs, labels = (torch.tensor(np.asarray(batch[name])).long() for name in ("inputs", "labels"))
-        return inputs, labels
+        return inputs.to(device), labels.to(device)
 
     state: Any = None
     for step in range(steps):
@@ -130,7 +131,7 @@ def main(config: wikitext.Config = wikitext.SHORT) -> dict[str, float]:
                 inputs, labels = tensors(batch)
                 logits, _, _, state = model(inputs, state)
                 losses = nn.functional.cross_entropy(logits.mT, labels, reduction="none")
-                weights = torch.tensor(np.asarray(batch["weights"]))
+                weights = torch.tensor(np.asarray(batch["weights"])).to(device)
                 total, weight = total + float((losses * weights).sum()), weight + float(weights.sum())
         found[name] = math.exp(total / weight)
     return found

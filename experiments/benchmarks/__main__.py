@@ -5,12 +5,13 @@
     python -m experiments.benchmarks gpt --levers             # what each part of jdl's speed contributes
 
 Workloads: mlp, lenet, resnet18, resnet20, mobilenet_v2, vit, unet, lstm, gru, gpt, bert, vae, dcgan, sweep (a
-step beside the peers); decoding (a GPT that writes with a cache, one row and many at once), overhead (the
-loop of fit over its compiled step), feeding (whether reading photographs keeps up with training on them),
-startup (process start to first step of an experiment), lenet_job, cifar_job, gpt_job (seconds to a target of
-quality, each run once a seed), convolutions (where the steps of convolutional networks lose time), growth
-(time and memory as the work grows), meshes (a GPT's step on one device and on eight made of the same cores),
-predicted (what is said of steps before the first, and what they take).
+step beside the peers), gpt2, resnet50 (the same in bfloat16, for accelerators); decoding (a GPT that writes
+with a cache, one row and many at once), overhead (the loop of fit over its compiled step), feeding (whether
+reading photographs keeps up with training on them), startup (process start to first step of an experiment),
+lenet_job, cifar_job, gpt_job (seconds to a target of quality, each run once a seed), convolutions (where the
+steps of convolutional networks lose time), growth (time and memory as the work grows), meshes (a GPT's step
+on one device and on eight made of the same cores), predicted (what is said of steps before the first, and
+what they take).
 
 Peers that are not installed are left out, and said so. Each contender is a warm process of its own; they take
 turns in short blocks, and blocks in which other programs ran are thrown away.
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import shutil
 import statistics
 import sys
@@ -45,7 +47,8 @@ from experiments.benchmarks import (
 from experiments.benchmarks.contenders import TWO, command
 from experiments.benchmarks.harness import Block, Worker, check_equal, started, take_turns
 from experiments.benchmarks.predicted import MEBIBYTE
-from experiments.benchmarks.workloads import OVERHEADS, WORKLOADS, draw, write
+from experiments.benchmarks.workloads import FOR_ACCELERATORS, OVERHEADS, WORKLOADS, Workload, draw, write
+from jdl.train.chips import chip_of
 
 PUBLISHED = "none: PyTorch, Flax, Keras and Equinox are measured beside it, in turns"
 PEERS = {
@@ -66,9 +69,14 @@ MEMORY, BUSY = "peak memory, MiB", "share of cores"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures what the arguments name, prints tables, writes them, and records them if asked to."""
+    # Contenders share an accelerator, so none of them may take all of its memory when it starts.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     options = _parse(arguments)
     entries = []
-    for name in options.workloads or [*WORKLOADS, *OTHERS]:
+    named = options.workloads or [
+        name for name in (*WORKLOADS, *OTHERS) if name not in FOR_ACCELERATORS or not _on_cpu()
+    ]
+    for name in named:
         measure = OTHERS.get(name, measure_steps)
         for each in measure(name, options):
             print(report.table(each), flush=True)
@@ -108,6 +116,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--levers", action="store_true", help="measure jdl beside itself without each part of its speed"
+    )
+    parser.add_argument(
+        "--once",
+        action="store_true",
+        help="start contenders once only, at the same time: sooner, but their starts are not measured",
     )
     parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="of jobs")
     parser.add_argument("--out", default="runs/benchmarks", help="folder for JSON and the picture")
@@ -160,8 +173,11 @@ def measure_steps(name: str, options: argparse.Namespace) -> list[ledger.Benchma
             commands = [(command(name, each, folder), {}) for each in ways]
             if workload.kind in ("classification", "next_token", "elbo") and len(workload.shape) < 3:
                 commands += _on_two_devices(name, folder)
-            commands += [plain, *((command(name, peer, folder), {}) for peer in peers)]
+            if _on_cpu():  # elsewhere nothing is prepared
+                commands.append(plain)
+            commands += [(command(name, peer, folder), {}) for peer in peers]
         seconds, more = _measured(commands, options, workload.tolerance)
+    _add_rates(workload, seconds, more)
     note = _kept(options) + (
         " In a training step jdl also gathers the batch, measures accuracy and gradient norm and checks that "
         "all is finite; the peers do not."
@@ -183,9 +199,29 @@ def measure_steps(name: str, options: argparse.Namespace) -> list[ledger.Benchma
 
 def _on_two_devices(name: str, folder: Path) -> Commands:
     """jdl on two halves of a batch at once, for which a CPU has to be told that it is two devices."""
-    if jax.default_backend() != "cpu":
+    if not _on_cpu():
         return []
     return [(command(name, "jdl-devices", folder), _playing(TWO))]
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def _add_rates(
+    workload: Workload, milliseconds: Mapping[str, Sequence[float]], more: Mapping[str, dict[str, float]]
+) -> None:
+    """Adds what is done in a second, and the share of the device's peak rate that this is (MFU)."""
+    if not workload.flops:
+        return
+    each, what = (workload.shape[0], "tokens/s") if workload.reads_tokens else (1, "images/s")
+    peak = chip_of(jax.devices()[0]).peak(workload.dtype)
+    for label, found in milliseconds.items():
+        seconds = statistics.median(found) / 1e3
+        more[label] |= {
+            what: workload.batch_size * each / seconds,
+            "MFU, %": 100 * workload.flops / seconds / peak,
+        }
 
 
 def _playing(devices: int) -> dict[str, str]:
@@ -198,7 +234,8 @@ def _measured(
 ) -> tuple[dict[str, list[float]], dict[str, dict[str, float]]]:
     """Milliseconds a step by label, and what is known of each beside them.
 
-    Every contender is started twice, with caches of compiled programs of its own that are empty at first.
+    Every contender is started twice, with caches of compiled programs of its own that are empty at first; or
+    once, all of them together, and then nothing is said of their starts.
     """
     with tempfile.TemporaryDirectory() as caches:
         commands = [
@@ -206,22 +243,23 @@ def _measured(
             for i, (arguments, environment) in enumerate(commands)
         ]
         cold = []
-        for arguments, environment in commands:
-            worker = Worker(arguments, environment)
+        for arguments, environment in () if options.once else commands:
+            worker = Worker(arguments, environment).ready()
             cold.append(worker.started)
             worker.close()
-        with started(commands) as workers:
+        with started(commands, at_once=options.once) as workers:
             check_equal(workers, tolerance)
             blocks = take_turns(workers, 60 * options.minutes / len(workers), tolerate=options.tolerate)
     more = {
         worker.label: {
-            FIRST_COLD: first,
-            FIRST_WARM: worker.started,
             MEMORY: worker.memory / MEBIBYTE,
             BUSY: statistics.median(block.utilisation for block in blocks[worker.label]),
         }
-        for worker, first in zip(workers, cold, strict=True)
+        for worker in workers
     }
+    if not options.once:
+        for worker, first in zip(workers, cold, strict=True):
+            more[worker.label] |= {FIRST_COLD: first, FIRST_WARM: worker.started}
     return _times(blocks, 1e3), more
 
 

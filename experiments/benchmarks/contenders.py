@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.benchmarks import equinox_peer, keras_peer, levers, linen_peer, torch_peer
-from experiments.benchmarks.harness import Contender, first_losses, serve
+from experiments.benchmarks.harness import Contender, first_losses, peak_memory, serve
 from experiments.benchmarks.steps import Run
 from experiments.benchmarks.workloads import OVERHEADS, RATES, WORKLOADS, Given, read
 
@@ -62,8 +62,22 @@ def jdl_steps(
         found = f"its compiled step alone, {how}"
     parameters = sum(x.size for name, x in given.weights.items() if not _is_statistic(name))
     return Contender(
-        label or _named(found), parameters, losses, lambda steps: run.run(steps, bare=bare), first_step
+        label or _named(found),
+        parameters,
+        losses,
+        lambda steps: run.run(steps, bare=bare),
+        first_step,
+        _memory(),
     )
+
+
+def _memory() -> Callable[[], int]:
+    import jax
+
+    device = jax.devices()[0]
+    if device.platform == "cpu" or device.memory_stats() is None:
+        return peak_memory
+    return lambda: int(device.memory_stats()["peak_bytes_in_use"])
 
 
 def _named(label: str) -> str:

@@ -25,6 +25,13 @@ WARM_SECONDS = 0.3
 """Time to run before a block counts: the one before has taken the caches, and its threads may still spin."""
 
 
+def peak_memory() -> int:
+    """The most memory that this process has had resident, bytes."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 class Contender(NamedTuple):
     """What competes, inside its process.
 
@@ -34,6 +41,8 @@ class Contender(NamedTuple):
         losses: of the first steps, from the given weights on the given batches.
         run: ``steps -> seconds`` that they took, everything finished.
         first_step: when the first step was done, seconds since the epoch.
+        memory: the most that it has held, bytes: of the processor's memory, or of the accelerator's if it
+            computes there.
     """
 
     label: str
@@ -41,6 +50,7 @@ class Contender(NamedTuple):
     losses: list[float]
     run: Callable[[int], float]
     first_step: float
+    memory: Callable[[], int] = peak_memory
 
 
 class Block(NamedTuple):
@@ -81,24 +91,20 @@ def serve(contender: Contender) -> None:
     """Answers the lines on stdin, each a JSON number of steps, until there are no more.
 
     The first line of output describes the contender; each further one has the seconds that the steps took,
-    the share of the cores that was busy, and the process's peak memory.
+    the share of the cores that was busy, and the peak of memory.
     """
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
     answers, sys.stdout = sys.stdout, sys.stderr
 
     def answer(**values: Any) -> None:
         print(json.dumps(values), file=answers, flush=True)
 
-    answer(**{name: value for name, value in contender._asdict().items() if name != "run"})
+    answer(**{name: value for name, value in contender._asdict().items() if not callable(value)})
     for line in sys.stdin:
         start, busy = time.perf_counter(), time.process_time()
         seconds = contender.run(json.loads(line))
         # Of the whole call, whatever part of it counts as the steps' time.
         share = (time.process_time() - busy) / (time.perf_counter() - start) / cores()
-        memory = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        answer(seconds=seconds, utilisation=share, memory=memory)
+        answer(seconds=seconds, utilisation=share, memory=contender.memory())
 
 
 class Worker:
@@ -108,22 +114,19 @@ class Worker:
         label: what tables call it.
         parameters: how many the model has.
         losses: of the first steps.
-        started: seconds from the start of the process to the end of its first step.
+        started: seconds from the start of the process to the end of its first step, once it is ready.
         memory: peak resident memory so far, bytes.
     """
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-        """Starts ``python -m arguments...``, a program that ends in `serve`.
+        """Starts ``python -m arguments...``, a program that ends in `serve`, and does not wait for it.
 
         Args:
             arguments: what to run.
             environment: variables to change; one that is empty is taken away.
-
-        Raises:
-            RuntimeError: if it ends before it is ready.
         """
         variables = {name: x for name, x in {**os.environ, **(environment or {})}.items() if x}
-        begin = time.time()
+        self._begin = time.time()
         self._process = subprocess.Popen(
             [sys.executable, "-m", *arguments],
             stdin=subprocess.PIPE,
@@ -133,12 +136,20 @@ class Worker:
             env=variables,
         )
         self._name = " ".join(arguments[1:3])
+        self.memory = 0
+
+    def ready(self) -> Worker:
+        """Waits until it has taken its first steps.
+
+        Raises:
+            RuntimeError: if it ends before that.
+        """
         ready = self._read()
         self.label: str = ready["label"]
         self.parameters: int = ready["parameters"]
         self.losses: list[float] = ready["losses"]
-        self.started: float = ready["first_step"] - begin
-        self.memory = 0
+        self.started: float = ready["first_step"] - self._begin
+        return self
 
     @property
     def pid(self) -> int:
@@ -172,13 +183,23 @@ class Worker:
 
 
 @contextlib.contextmanager
-def started(commands: Sequence[tuple[Sequence[str], Mapping[str, str]]]) -> Iterator[list[Worker]]:
-    """Workers for (arguments, environment) each, started one after another, ended with the ``with``."""
+def started(
+    commands: Sequence[tuple[Sequence[str], Mapping[str, str]]], *, at_once: bool = False
+) -> Iterator[list[Worker]]:
+    """Workers for (arguments, environment) each, ready, and ended with the ``with``.
+
+    They start one after another, or at once: sooner, but it takes each of them longer.
+    """
     with contextlib.ExitStack() as stack:
         workers = []
         for arguments, environment in commands:
             workers.append(Worker(arguments, environment))
             stack.callback(workers[-1].close)
+            if not at_once:
+                workers[-1].ready()
+        if at_once:
+            for worker in workers:
+                worker.ready()
         yield workers
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benchmarks.harness import Contender, cores, first_losses
+from experiments.benchmarks.harness import Contender, cores, first_losses, peak_memory
 from experiments.benchmarks.workloads import LEARNING_RATE, RATES, WEIGHT_DECAY, Given
 
 
@@ -23,6 +23,9 @@ def pytorch(given: Given, *, compiled: bool = False) -> Contender:
 
     torch.set_num_threads(cores())
     torch.manual_seed(0)
+    if _device() == "cuda":
+        torch.set_float32_matmul_precision("high")  # as JAX multiplies there by default
+        torch.backends.cudnn.benchmark = True
     batches = [_arranged(given, *batch) for batch in given.batches]
     step, parameters = {"gan": _gan, "sweep": _sweep, "inference": _inference}.get(
         given.workload.kind, _supervised
@@ -42,7 +45,8 @@ def pytorch(given: Given, *, compiled: bool = False) -> Contender:
         return time.perf_counter() - start
 
     label = "PyTorch, compiled" if compiled else "PyTorch, eager"
-    return Contender(label, parameters, losses, run, first_step)
+    memory = torch.cuda.max_memory_allocated if _device() == "cuda" else peak_memory
+    return Contender(label, parameters, losses, run, first_step, memory)
 
 
 Step = Callable[[Any, Any], tuple[Any, ...]]
@@ -99,18 +103,23 @@ def _trains(given: Given, network: Any, optimizer: Any, compiled: bool) -> Step:
     import torch
     from torch.nn.functional import cross_entropy
 
-    forward = torch.compile(network) if compiled else network
-    kind = given.workload.kind
+    kind, dtype = given.workload.kind, getattr(torch, given.workload.dtype)
+
+    def loss_of(inputs: Any, labels: Any) -> Any:
+        with torch.autocast(_device(), dtype, enabled=dtype != torch.float32):
+            output = network(inputs)
+            if kind == "elbo":
+                return output
+            if kind == "segmentation":
+                return cross_entropy(output, labels)
+            return cross_entropy(output.flatten(0, -2), labels.flatten())
+
+    if compiled:
+        loss_of = torch.compile(loss_of)
 
     def step(inputs: Any, labels: Any) -> tuple[Any, ...]:
         optimizer.zero_grad(set_to_none=True)
-        output = forward(inputs)
-        if kind == "elbo":
-            loss = output
-        elif kind == "segmentation":
-            loss = cross_entropy(output, labels)
-        else:
-            loss = cross_entropy(output.flatten(0, -2), labels.flatten())
+        loss = loss_of(inputs, labels)
         loss.backward()
         optimizer.step()
         return (loss.detach(),)

@@ -20,7 +20,7 @@ from experiments.benchmarks import torch_networks
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1
 BATCHES = 8
-"""Batches in the data; the peers go round them, jdl shuffles their examples."""
+"""Batches in the data, if a workload does not say; the peers go round them, jdl shuffles their examples."""
 RATES = tuple(float(rate) for rate in np.geomspace(1e-4, 1e-2, 16))
 """Learning rates of a sweep's points."""
 
@@ -45,6 +45,9 @@ class Workload(NamedTuple):
         optimizer: "adam", "adamw", or "sgd" with momentum.
         peers: what it is measured beside.
         tolerance: of the first loss, relative: rounding, or what noise that is drawn anew moves it by.
+        dtype: what the model computes in; parameters are float32.
+        batches: how many are in the data.
+        flops: of a step, as published figures of utilisation count them; 0 where nobody does.
     """
 
     title: str
@@ -59,6 +62,9 @@ class Workload(NamedTuple):
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     peers: tuple[str, ...] = ("torch", "torch-compile")
     tolerance: float = 1e-4
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    batches: int = BATCHES
+    flops: float = 0.0
 
     @property
     def reads_tokens(self) -> bool:
@@ -96,6 +102,8 @@ class Workload(NamedTuple):
             "elbo": tasks.elbo,
         }
         task = kinds.get(self.kind, tasks.classification)(self.module())
+        if self.dtype == "bfloat16":
+            task = tasks.mixed_precision(task)
         if self.kind == "sweep":
             points = learners.grid(rate=list(RATES))
             return learners.sweep(lambda rate: learners.gradient(task, self.tx(rate)), points)
@@ -204,6 +212,63 @@ def gpt(
         kind="next_token",
         optimizer="adamw",
         peers=("torch", "torch-compile", "linen", "equinox"),
+    )
+
+
+def gpt2(
+    width: int = 768, depth: int = 12, context: int = 1024, batch_size: int = 16, vocabulary: int = 50304
+) -> Workload:
+    """GPT-2 small as nanoGPT trains it: no biases, a vocabulary filled up to a multiple of 64."""
+    heads = width // 64
+    parameters = vocabulary * width + depth * (12 * width**2 + 2 * width) + width
+    return Workload(
+        f"One training step of GPT-2 of {parameters / 1e6:.0f} million parameters on {context} tokens, batch "
+        f"{batch_size}, AdamW, bfloat16",
+        batch_size,
+        (context,),
+        vocabulary,
+        _model(
+            "gpt",
+            vocab_size=vocabulary,
+            context=context,
+            width=width,
+            depth=depth,
+            num_heads=heads,
+            use_bias=False,
+        ),
+        functools.partial(torch_gpt.gpt, vocabulary, context, width, depth, heads, bias=False),
+        torch_gpt.NAMES,
+        kind="next_token",
+        optimizer="adamw",
+        tolerance=1e-2,
+        dtype="bfloat16",
+        # Of products with parameters and of attention, whose masked half counts, as nanoGPT counts.
+        flops=batch_size * context * (6 * parameters + 12 * depth * width * context),
+    )
+
+
+def resnet50(
+    size: int = 224,
+    batch_size: int = 128,
+    depths: tuple[int, ...] = (3, 4, 6, 3),
+    inner: tuple[int, ...] = (64, 128, 256, 512),
+) -> Workload:
+    """ResNet-50 on photographs, by the blocks of its stages and the channels of their 3x3 convolutions."""
+    widths = tuple(4 * n for n in inner)
+    return Workload(
+        f"One training step of ResNet-50 on {size}x{size} images, batch {batch_size}, SGD, bfloat16",
+        batch_size,
+        (size, size, 3),
+        1000,
+        _model("ResNet", depths, widths, inner),
+        lambda: torch_models.resnet(depths, inner, 1000, photographs=True, stem_width=64),
+        "RESNET_TORCHVISION",
+        optimizer="sgd",
+        tolerance=2e-2,
+        dtype="bfloat16",
+        batches=3,
+        # 4.09 G multiply-adds an image, and twice as many for the gradients.
+        flops=6 * 4.09e9 * batch_size * (size / 224) ** 2,
     )
 
 
@@ -383,7 +448,12 @@ WORKLOADS = {
     "vae": vae(),
     "dcgan": dcgan(),
     "sweep": sweep(),
+    "gpt2": gpt2(),
+    "resnet50": resnet50(),
 }
+
+FOR_ACCELERATORS = ("gpt2", "resnet50")
+"""Those that are measured on a CPU only where they are named: a step takes it minutes."""
 
 OVERHEAD = of_layers(
     "One training step of an MLP 64-32-10, batch 8, Adam: the loop of fit and its compiled step alone",
@@ -407,7 +477,7 @@ class Given(NamedTuple):
         workload: the workload.
         weights: the initial weights, by PyTorch's names and in its layouts.
         arrays: inputs [N, H, W, C], [N, T, D] or [N, T], and labels [N, ...].
-        rows: [BATCHES, B], the examples of the first batches.
+        rows: [batches, B], the examples of the first batches.
     """
 
     workload: Workload
@@ -428,7 +498,7 @@ def draw(workload: Workload, seed: int = 0) -> Given:
     from jdl import data
 
     rng = np.random.default_rng(seed)
-    size = BATCHES * workload.batch_size
+    size = workload.batches * workload.batch_size
     shape: tuple[int, ...] = (size,)
     if workload.kind == "segmentation":
         shape = (size, *workload.shape[:2])
@@ -442,7 +512,7 @@ def draw(workload: Workload, seed: int = 0) -> Given:
         state = jax.jit(workload.module().init)(jax.random.key(seed), batch["inputs"])
     else:
         state = jax.jit(workload.learner().init)(jax.random.key(seed), batch)
-    rows = np.stack([order(i)["rows"] for i in range(BATCHES)])
+    rows = np.stack([order(i)["rows"] for i in range(workload.batches)])
     return Given(workload, workload.tensors(jax.device_get(state)), arrays, rows)
 
 

@@ -54,6 +54,25 @@ def test_trains_with_a_whitening_layer_that_stays():
     np.testing.assert_allclose(biases[11], biases[9], atol=1e-3)
 
 
+def test_an_image_is_mirrored_in_every_other_epoch():
+    arrays = images(12)
+    arrays["mirrored"] = np.arange(12) % 3 == 0
+    plain = data.shuffled(arrays, 8, seed=1, resident=True)
+    batches = airbench.Alternating(plain)
+    seen = np.zeros((4, 12), int)
+    for step in range(6):  # four epochs, of one and a half batches each
+        before, after = plain(step), jax.jit(lambda b, i: b(i))(batches, step)
+        assert set(after) == {"inputs", "labels"}
+        for j in range(8):
+            x, y = np.asarray(before["inputs"][j]), np.asarray(after["inputs"][j])
+            way = {x.tobytes(): 1, x[:, ::-1].tobytes(): -1}[y.tobytes()]
+            row = next(i for i in range(12) if np.array_equal(arrays["inputs"][i], x))
+            seen[(step * 8 + j) // 12, row] = way
+    np.testing.assert_array_equal(seen[0] == -1, arrays["mirrored"])
+    np.testing.assert_array_equal(seen[1], -seen[0])
+    np.testing.assert_array_equal(seen[2:], seen[:2])
+
+
 def test_views_are_averaged():
     arrays = images(4)
     config = airbench.Config(widths=(8, 8, 8))

@@ -31,6 +31,8 @@ TINY = {
     "vae": workloads.vae(8, 4, 8, 1024),
     "dcgan": workloads.dcgan(4, 8, 16, 32),
     "sweep": workloads.sweep(8, 16, 8, 4),
+    "gpt2": workloads.gpt2(64, 1, 8, 2, 64),
+    "resnet50": workloads.resnet50(32, 4, (1, 2), (4, 8)),
 }
 LARGER = {"lenet", "resnet20", "lstm", "vit", "unet", "dcgan"}
 """Those that take the compiler long."""
@@ -109,7 +111,7 @@ def test_weights_of_another_network_are_refused(torch):
 
 def test_a_contender_that_fails_says_so(tmp_path):
     with pytest.raises(RuntimeError, match="overhead linen ended with status 1"):
-        harness.Worker(contenders.command("overhead", "linen", tmp_path), PLAIN)
+        harness.Worker(contenders.command("overhead", "linen", tmp_path), PLAIN).ready()
 
 
 def test_other_load_is_seen():
