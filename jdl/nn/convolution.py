@@ -83,9 +83,12 @@ def convolve(
     pads = lax.padtype_to_pads(x.shape[1:3], sides, strides, padding) if isinstance(padding, str) else padding
     if any(length + sum(pad) < side for length, pad, side in zip(x.shape[1:3], pads, sides, strict=True)):
         return plain(x, kernel)
+    is_measured = x.dtype == jnp.float32
     is_pointwise = feature_group_count == kernel.shape[0] == kernel.shape[1] == 1 and not np.any(pads)
+    is_pointwise &= is_measured
+    # Whatever the type: for the gradient XLA:CPU would make a kernel of C times as many numbers.
     is_depthwise = feature_group_count == x.shape[-1] == kernel.shape[-1] > 1
-    is_simple = feature_group_count == 1 and all(n == 1 for n in (*strides, *rates))
+    is_simple = is_measured and feature_group_count == 1 and all(n == 1 for n in (*strides, *rates))
     if not is_pointwise and not is_depthwise and not (is_simple and _banded_is_faster(kernel)):
         return plain(x, kernel)
 
@@ -95,15 +98,17 @@ def convolve(
             x_BHWC = x[:, :: strides[0], :: strides[1]]
             return (x_BHWC.reshape(-1, x.shape[3]) @ kernel[0, 0]).reshape(*x_BHWC.shape[:3], -1)
         if is_depthwise:
-            return depthwise_convolution(x, kernel, strides, pads, rates)
+            wide = jnp.promote_types(x.dtype, jnp.float32)
+            y = depthwise_convolution(x.astype(wide), kernel.astype(wide), strides, pads, rates)
+            return y.astype(x.dtype)
         return banded_convolution(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel)
 
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
 
 
 def _is_usual(x: jax.Array, kernel: jax.Array, dimension_numbers: Any) -> bool:
-    """Whether these are images [B, H, W, C] and a kernel [kh, kw, C, F], both float32."""
-    if x.ndim != 4 or not x.dtype == kernel.dtype == jnp.float32:
+    """Whether these are images [B, H, W, C] and a kernel [kh, kw, C, F], of one floating type."""
+    if x.ndim != 4 or x.dtype != kernel.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
         return False
     order = lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers)
     return order == lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))

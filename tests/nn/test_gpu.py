@@ -80,7 +80,7 @@ def test_a_gpt_learns_in_bfloat16_what_it_learns_in_float32():
 
 NETWORKS = {
     "resnet": lambda: (models.resnet_cifar(8), (32, 32, 3)),
-    "mobilenet_v2": lambda: (models.mobilenet_v2(10, dropout=0.0), (64, 64, 3)),
+    "mobilenet_v2": lambda: (models.mobilenet_v2(num_classes=10, dropout=0.0), (64, 64, 3)),
     "lstm": lambda: (models.Recurrent(10, (32, 32), "lstm"), (12, 16)),
     "gru": lambda: (models.Recurrent(10, (32, 32), "gru"), (12, 16)),
 }
