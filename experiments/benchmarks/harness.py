@@ -149,6 +149,7 @@ class Worker:
         self.parameters: int = ready["parameters"]
         self.losses: list[float] = ready["losses"]
         self.started: float = ready["first_step"] - self._begin
+        print(f"  {self.label}: first step after {self.started:.0f} s", file=sys.stderr, flush=True)
         return self
 
     @property

@@ -44,6 +44,21 @@ def test_labels_bend_with_images():
     assert (rows & columns).all()
 
 
+def test_the_mean_over_symmetries_is_the_same_of_every_version():
+    from jdl import models, tasks
+
+    plain = tasks.segmentation(models.UNet(2, width=2, depth=1))
+    task = unet_isbi.symmetric(plain)
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
+    variables = jax.jit(plain.init)(jax.random.key(0), {"inputs": x, "labels": np.zeros((2, 8, 8), np.int32)})
+    y = np.asarray(jax.jit(task.predict)(variables, x))
+    np.testing.assert_allclose(np.exp(y).sum(-1), 1, rtol=1e-5)
+    for version in (lambda a: a[:, ::-1], lambda a: np.rot90(a, 1, (1, 2)), lambda a: a.swapaxes(1, 2)):
+        found = jax.jit(task.predict)(variables, np.ascontiguousarray(version(x)))
+        np.testing.assert_allclose(found, version(y), rtol=1e-4, atol=1e-5)
+        assert np.abs(jax.jit(plain.predict)(variables, version(x)) - version(y)).max() > 1e-3
+
+
 @pytest.mark.slow
 def test_reports_errors_of_pixels_and_overlap_on_the_test_slices(monkeypatch, tmp_path):
     slices = batch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +58,7 @@ def compare(
     logits: Callable[[Any], Any] = lambda output: output,
     tensors: Callable[[Any], dict[str, np.ndarray]] | None = None,
     tolerance: float = 1e-4,
+    double: bool = False,
 ) -> None:
     """Loads the reference's random weights, and compares logits and the gradient of every parameter.
 
@@ -72,6 +74,7 @@ def compare(
         logits: takes them from what the reference returns.
         tensors: the reference's ``state_dict`` under the names of its published files.
         tolerance: relative to the largest entry of each array.
+        double: computes both in float64, where rounding moves no activation across zero.
     """
     tensors = tensors or (lambda model: {name: x.numpy() for name, x in model.state_dict().items()})
     randomise(torch, reference)
@@ -82,7 +85,11 @@ def compare(
     assert all(np.array_equal(back[name], state[name]) for name in state)
 
     rng = np.random.default_rng(0)
-    x, labels = rng.normal(size=(batch, size, size, 3)).astype(np.float32), rng.integers(0, 3, batch)
+    dtype = np.float64 if double else np.float32
+    x, labels = rng.normal(size=(batch, size, size, 3)).astype(dtype), rng.integers(0, 3, batch)
+    reference = reference.double() if double else reference
+    variables = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), variables)
+    wide = jax.enable_x64(True) if double else contextlib.nullcontext()
     images = torch.tensor(x.transpose(0, 3, 1, 2))
     with torch.no_grad():
         expected = logits(reference.eval()(images)).numpy()
@@ -97,7 +104,9 @@ def compare(
         )
         return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
 
-    actual = jit(lambda v: module.apply(v, x))(variables)
+    with wide:
+        actual = np.asarray(jit(lambda v: module.apply(v, x))(variables))
+        gradients = jax.device_get(jit(jax.grad(loss))(variables["params"]))
     assert np.abs(expected).max() > 0.1, "the reference's signal has died"
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
@@ -108,7 +117,7 @@ def compare(
         for _, x_ in reference.named_parameters():
             x_.copy_(x_.grad)
     theirs = tensors(reference)
-    ours = export_weights({"params": jit(jax.grad(loss))(variables["params"])}, names)
+    ours = export_weights({"params": gradients}, names)
     assert len(ours) == len(trained)
     for name, gradient in ours.items():
         scale = np.abs(theirs[name]).max()

@@ -159,7 +159,8 @@ def test_densenet_equals_torch(torch, train):
         names.DENSENET_TORCHVISION,
         35,
         train=train,
-        tolerance=1e-3 if train else 1e-4,
+        tolerance=1e-4,
+        double=train,
     )
 
 
