@@ -64,7 +64,7 @@ MESHES = ("data:8", "fsdp:8", "data:4,fsdp:2", "data:4,tensor:2", "data:2,fsdp:2
 """How eight devices split a step."""
 Commands = list[tuple[list[str], dict[str, str]]]
 FIRST_COLD, FIRST_WARM = "first step, cold, s", "first step, warm, s"
-MEMORY, BUSY = "peak memory, MiB", "share of cores"
+MEMORY, BUSY, LEAST = "peak memory, MiB", "share of cores", "at least, ms"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -257,6 +257,9 @@ def _measured(
         }
         for worker in workers
     }
+    for worker in workers:
+        if worker.least:
+            more[worker.label][LEAST] = 1e3 * worker.least
     if not options.once:
         for worker, first in zip(workers, cold, strict=True):
             more[worker.label] |= {FIRST_COLD: first, FIRST_WARM: worker.started}

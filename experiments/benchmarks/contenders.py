@@ -55,6 +55,7 @@ def jdl_steps(
     if given.workload.kind == "inference":
         return jdl_predict(given, label or _named("jdl"))
     run = Run(given.workload.learner(), _batches(given), several, mesh, mode)
+    least = run.least() if given.workload.flops else 0.0
     losses, first_step = first_losses(run.first)
     how = "several steps a dispatch" if run.program.steps_at_once else "one step a dispatch"
     found = "jdl" if several is None else f"jdl, {how}"
@@ -68,6 +69,7 @@ def jdl_steps(
         lambda steps: run.run(steps, bare=bare),
         first_step,
         _memory(),
+        least,
     )
 
 

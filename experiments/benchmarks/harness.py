@@ -43,6 +43,7 @@ class Contender(NamedTuple):
         first_step: when the first step was done, seconds since the epoch.
         memory: the most that it has held, bytes: of the processor's memory, or of the accelerator's if it
             computes there.
+        least: seconds of a step at the device's peak rates (`jdl.train.cost`), where they were asked for.
     """
 
     label: str
@@ -51,6 +52,7 @@ class Contender(NamedTuple):
     run: Callable[[int], float]
     first_step: float
     memory: Callable[[], int] = peak_memory
+    least: float = 0.0
 
 
 class Block(NamedTuple):
@@ -115,7 +117,8 @@ class Worker:
         parameters: how many the model has.
         losses: of the first steps.
         started: seconds from the start of the process to the end of its first step, once it is ready.
-        memory: peak resident memory so far, bytes.
+        memory: peak of memory so far, bytes.
+        least: seconds that a step takes at the device's peak rates, or 0 if it was not asked for.
     """
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
@@ -149,6 +152,7 @@ class Worker:
         self.parameters: int = ready["parameters"]
         self.losses: list[float] = ready["losses"]
         self.started: float = ready["first_step"] - self._begin
+        self.least: float = ready["least"]
         print(f"  {self.label}: first step after {self.started:.0f} s", file=sys.stderr, flush=True)
         return self
 

@@ -65,7 +65,7 @@ class Run:
 
         self.program, self.batches = program_of(learner, batches, several, mesh, mode)
         self.state = jax.block_until_ready(self.program.init())
-        self.position, self.seconds_a_step = 0, 1.0
+        self.position, self.seconds_a_step, self.mesh = 0, 1.0, mesh
 
     def first(self, step: int) -> list[float]:
         """The losses of one of the first steps: of a GAN two."""
@@ -81,6 +81,14 @@ class Run:
         found = summarize(sums)
         names = ["loss"] if "loss" in found else ["discriminator_loss", "generator_loss"]
         return [float(np.mean(found[name])) for name in names]
+
+    def least(self) -> float:
+        """Seconds of a step at the device's peak rates; asked first, the first step compiles no more."""
+        from jdl.train import make_mesh
+        from jdl.train.cost import cost
+
+        trace, state = self.program.traces["train"]
+        return cost(trace(), state, make_mesh(self.mesh)).seconds
 
     def run(self, steps: int, *, bare: bool = False) -> float:
         """Seconds that the next steps take, each sent while the one before is computed.

@@ -109,6 +109,23 @@ def test_weights_of_another_network_are_refused(torch):
         torch_peer._loaded(TINY["mlp"].network(), {**drawn.weights, "extra": np.zeros(1)})
 
 
+def test_what_is_done_in_a_second_is_told_beside_the_peak(given, monkeypatch):
+    workload = TINY["gpt2"]
+    drawn = workloads.draw(workload)
+    ours = contenders.contender("jdl", drawn)
+    assert 0 < ours.least < 1
+    more = {"jdl": {}, "theirs": {}}
+    command_line._add_rates(workload, {"jdl": [100.0, 200.0, 300.0], "theirs": [400.0]}, more)
+    tokens = workload.batch_size * workload.shape[0]
+    assert more["jdl"]["tokens/s"] == pytest.approx(tokens / 0.2)
+    assert more["jdl"]["MFU, %"] == pytest.approx(2 * more["theirs"]["MFU, %"])
+    assert 0 < more["jdl"]["MFU, %"] < 100
+    # Six operations a parameter and token: products with it, and twice as many for the gradients.
+    parameters = sum(x.size for name, x in drawn.weights.items() if name != "positions.weight")
+    width, depth, context = 64, 1, workload.shape[0]
+    assert workload.flops == tokens * (6 * parameters + 12 * depth * width * context)
+
+
 def test_a_contender_that_fails_says_so(tmp_path):
     with pytest.raises(RuntimeError, match="overhead linen ended with status 1"):
         harness.Worker(contenders.command("overhead", "linen", tmp_path), PLAIN).ready()
