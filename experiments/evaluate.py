@@ -9,6 +9,7 @@ Weights, preprocessing and class names come from the checkpoint; the data are ne
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import importlib
 from collections.abc import Sequence
@@ -18,11 +19,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import cli, images
+from experiments import cli, images, photographs
 from jdl import data, train
 from jdl.core import Learner, add, summarize
 
-CLASSIFIERS = ("lenet", "mlp", "resnet", "two_conv", "vit")
+CLASSIFIERS = ("lenet", "mlp", "photographs", "resnet", "two_conv", "vit")
 """The experiments whose runs are image classifiers."""
 
 
@@ -37,7 +38,7 @@ class Classifier(NamedTuple):
 
     loaded: train.Loaded
     learner: Learner
-    config: images.Config
+    config: images.Config | photographs.Config
 
     @property
     def class_names(self) -> list[str]:
@@ -59,8 +60,14 @@ def load(folder: str | Path, step: int | str = "latest") -> Classifier:
         raise ValueError(f"{folder} holds a run of {experiment!r}, which is none of {', '.join(CLASSIFIERS)}")
     module = importlib.import_module(f"experiments.{experiment}")
     config = cli.resumed(module.Config, ["--resume", str(folder)])
-    preprocess = data.Preprocess.from_json(meta["extra"]["preprocess"])
-    learner = images.recipe(module.model(config), preprocess, config)
+    if isinstance(config, photographs.Config):
+        # What it began with is no longer needed.
+        learner = photographs.recipe(
+            dataclasses.replace(config, weights=""), len(meta["extra"]["class_names"])
+        )
+    else:
+        preprocess = data.Preprocess.from_json(meta["extra"]["preprocess"])
+        learner = images.recipe(module.model(config), preprocess, config)
     image = np.zeros((1, *meta["extra"]["image_shape"]), np.uint8)
     batch = {"inputs": image, "labels": np.zeros(1, np.int32)}
     return Classifier(train.load(folder, learner, batch, step), learner, config)
@@ -68,8 +75,12 @@ def load(folder: str | Path, step: int | str = "latest") -> Classifier:
 
 def test_metrics(classifier: Classifier) -> dict[str, Any]:
     """The metrics on the test set of the data that the classifier was trained on."""
-    test = data.load(classifier.config.dataset).test
-    batches = data.in_order(test, min(1000, len(test["labels"])))
+    batches: data.Batches
+    if isinstance(classifier.config, photographs.Config):
+        batches = photographs.tested(classifier.config, tuple(classifier.class_names))
+    else:
+        test = data.load(classifier.config.dataset).test
+        batches = data.in_order(test, min(1000, len(test["labels"])))
     evaluate = jax.jit(classifier.learner.evaluate)
     key = jax.random.key(0)
     parts = (evaluate(classifier.loaded.variables, batches(i), key) for i in range(len(batches)))
