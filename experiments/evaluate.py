@@ -75,7 +75,7 @@ def load(folder: str | Path, step: int | str = "latest") -> Classifier:
 
 def test_metrics(classifier: Classifier) -> dict[str, Any]:
     """The metrics on the test set of the data that the classifier was trained on."""
-    batches: data.Batches
+    batches: data.FolderBatches | data.Batches
     if isinstance(classifier.config, photographs.Config):
         batches = photographs.tested(classifier.config, tuple(classifier.class_names))
     else:

@@ -131,7 +131,7 @@ def recipe(config: Config, num_classes: int) -> Learner:
     return learners.gradient(task, tx)
 
 
-def pictures(config: Config) -> tuple[data.Batches, data.Batches]:
+def pictures(config: Config) -> tuple[data.FolderBatches, data.FolderBatches]:
     """Batches to train and to test on.
 
     Raises:
@@ -151,7 +151,7 @@ def pictures(config: Config) -> tuple[data.Batches, data.Batches]:
     return learnt, tested(config, learnt.class_names)
 
 
-def tested(config: Config, class_names: tuple[str, ...]) -> data.Batches:
+def tested(config: Config, class_names: tuple[str, ...]) -> data.FolderBatches:
     """Batches of the test pictures, in order."""
     return data.image_folder(
         config.test,

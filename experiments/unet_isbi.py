@@ -84,13 +84,11 @@ def symmetric(task: Task) -> Task:
     """The task with the probabilities of a pixel averaged over the eight symmetries of a square image."""
 
     def predict(variables: Variables, inputs: Array) -> Array:
-        probabilities = []
-        for quarters in range(4):
-            for is_mirrored in (False, True):
-                x = jnp.rot90(inputs[:, :, ::-1] if is_mirrored else inputs, quarters, (1, 2))
-                y = jnp.rot90(jax.nn.softmax(task.predict(variables, x)), -quarters, (1, 2))
-                probabilities.append(y[:, :, ::-1] if is_mirrored else y)
-        return jnp.log(sum(probabilities) / len(probabilities))
+        mirrored = [inputs, inputs[:, :, ::-1]]
+        versions = [jnp.rot90(x, quarters, (1, 2)) for quarters in range(4) for x in mirrored]
+        found = jnp.split(jax.nn.softmax(task.predict(variables, jnp.concatenate(versions))), len(versions))
+        back = [jnp.rot90(y, -(i // 2), (1, 2)) for i, y in enumerate(found)]
+        return jnp.log(sum(y[:, :, ::-1] if i % 2 else y for i, y in enumerate(back)) / len(back))
 
     def evaluate(variables: Variables, batch: Batch, key: Array) -> Metrics:
         del key
