@@ -6,11 +6,16 @@ from typing import Any
 
 from jdl.interop.family import Family
 from jdl.interop.family_decoders import GPT2, LLAMA, MISTRAL, QWEN2
+from jdl.interop.family_efficient import EFFICIENTNET, MOBILENET_V1, MOBILENET_V2
 from jdl.interop.family_encoders import BERT, T5
-from jdl.interop.family_vision import RESNET, VIT
-from jdl.models import EncoderDecoder, ResNet, Transformer, ViT
+from jdl.interop.family_vision import CONVNEXT, RESNET, VIT
+from jdl.models import ConvNeXt, EfficientNet, EncoderDecoder, MobileNet, ResNet, Transformer, ViT
 
-FAMILIES = {family.kind: family for family in (BERT, GPT2, LLAMA, MISTRAL, QWEN2, RESNET, T5, VIT)}
+_TEXT = (BERT, GPT2, LLAMA, MISTRAL, QWEN2, T5)
+_IMAGES = (CONVNEXT, EFFICIENTNET, MOBILENET_V1, MOBILENET_V2, RESNET, VIT)
+FAMILIES = {family.kind: family for family in (*_TEXT, *_IMAGES)}
+
+_BY_CLASS = {EncoderDecoder: T5, ViT: VIT, ResNet: RESNET, ConvNeXt: CONVNEXT, EfficientNet: EFFICIENTNET}
 
 
 def family_of(module: Any) -> Family:
@@ -25,7 +30,13 @@ def family_of(module: Any) -> Family:
                 return QWEN2
             return LLAMA if module.block.window is None else MISTRAL
         return GPT2 if module.block.causal else BERT
-    for kind, family in ((EncoderDecoder, T5), (ViT, VIT), (ResNet, RESNET)):
+    name = type(module).__name__
+    if isinstance(module, MobileNet):
+        blocks = [block for stage in module.stages for block in stage]
+        if not module.hidden_width and not any(block.squeeze for block in blocks):
+            return MOBILENET_V2 if any(block.expanded for block in blocks) else MOBILENET_V1
+        name = f"{name} v3"
+    for kind, family in _BY_CLASS.items():
         if isinstance(module, kind):
             return family
-    raise ValueError(f"a {type(module).__name__} is of none of the families {', '.join(FAMILIES)}")
+    raise ValueError(f"a {name} is of none of the families {', '.join(FAMILIES)}")

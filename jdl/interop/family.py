@@ -36,6 +36,7 @@ ONLY: dict[str, Any] = {
 # Attributes of ours that say how to compute, start or train, not what is computed.
 FREE = {
     "dropout",
+    "momentum",
     "stochastic_depth",
     "scan",
     "remat",

@@ -1,4 +1,4 @@
-"""Hugging Face's models of images: ViT and ResNet."""
+"""Hugging Face's models of images: ViT, ResNet and ConvNeXt."""
 
 from __future__ import annotations
 
@@ -8,12 +8,29 @@ import numpy as np
 
 from jdl.interop import names
 from jdl.interop.family import Config, Family
-from jdl.models import ResNet, ViT
+from jdl.models import ConvNeXt, ResNet, ViT
+
+
+def side_of(fields: Config, name: str) -> int:
+    """The side of a square, which may be given twice.
+
+    Raises:
+        ValueError: if the two differ.
+    """
+    sides = np.unique(fields[name])
+    if len(sides) > 1:
+        raise ValueError(f'"{name}" is {fields[name]}; only squares are supported')
+    return int(sides[0])
+
+
+def images_of(fields: Config, side: int) -> np.ndarray:
+    """An image of a side, [1, side, side, C]."""
+    return np.zeros((1, side, side, fields["num_channels"]), np.float32)
 
 
 def _vit(fields: Config) -> ViT:
     return ViT(
-        _side(fields, "patch_size"),
+        side_of(fields, "patch_size"),
         fields["hidden_size"],
         fields["num_hidden_layers"],
         fields["num_attention_heads"],
@@ -55,24 +72,12 @@ VIT = Family(
     module=_vit,
     config=_vit_config,
     outputs=[("ViTModel", {"num_classes": 0}), ("ViTForImageClassification", {"num_classes": int})],
-    example=lambda fields: _images(fields, _side(fields, "image_size")),
+    example=lambda fields: images_of(fields, side_of(fields, "image_size")),
     rules=lambda module: names.VIT_HUGGING_FACE,
     base="vit.",
     heads=["head"],
     unused=["classifier.*", "vit.pooler.*", "vit.embeddings.mask_token"],
 )
-
-
-def _side(fields: Config, name: str) -> int:
-    """The side of a square, which may be given twice."""
-    sides = np.unique(fields[name])
-    if len(sides) > 1:
-        raise ValueError(f'"{name}" is {fields[name]}; only squares are supported')
-    return int(sides[0])
-
-
-def _images(fields: Config, side: int) -> np.ndarray:
-    return np.zeros((1, side, side, fields["num_channels"]), np.float32)
 
 
 def _resnet(fields: Config) -> ResNet:
@@ -106,9 +111,66 @@ RESNET = Family(
         "layer_type": "bottleneck" if module.inner else "basic",
     },
     outputs=[("ResNetModel", {"num_classes": 0}), ("ResNetForImageClassification", {"num_classes": int})],
-    example=lambda fields: _images(fields, 224),
+    example=lambda fields: images_of(fields, 224),
     rules=lambda module: names.RESNET_HUGGING_FACE,
     base="resnet.",
     heads=["head"],
     unused=["classifier.*"],
+)
+
+
+_CONVNEXT_EPSILON = 1e-6
+
+
+def _convnext(fields: Config) -> ConvNeXt:
+    depths, widths, stages = fields["depths"], fields["hidden_sizes"], fields["num_stages"]
+    if not len(depths) == len(widths) == stages:
+        raise ValueError(f'"num_stages" is {stages}, "depths" {depths}, "hidden_sizes" {widths}')
+    if fields["layer_scale_init_value"] <= 0:
+        raise ValueError(
+            f'"layer_scale_init_value" is {fields["layer_scale_init_value"]}; only above 0 is supported'
+        )
+    # Of the last normalisation alone: the others have ours there too. The usual 1e-12 changes the outputs by
+    # 5e-7 of them over the variance of the features.
+    if fields["layer_norm_eps"] > _CONVNEXT_EPSILON:
+        raise ValueError(
+            f'"layer_norm_eps" is {fields["layer_norm_eps"]}; only up to {_CONVNEXT_EPSILON} is supported'
+        )
+    return ConvNeXt(
+        tuple(depths),
+        tuple(widths),
+        layer_scale=fields["layer_scale_init_value"],
+        stochastic_depth=fields["drop_path_rate"],
+    )
+
+
+CONVNEXT = Family(
+    kind="convnext",
+    fields={
+        "num_channels": 3,
+        "num_stages": 4,
+        "hidden_sizes": [96, 192, 384, 768],
+        "depths": [3, 3, 9, 3],
+        "layer_norm_eps": 1e-12,
+        "layer_scale_init_value": 1e-6,
+        "drop_path_rate": 0.0,
+    },
+    only={"hidden_act": "gelu", "patch_size": 4},
+    module=_convnext,
+    config=lambda module, params: {
+        "num_channels": params["stem"]["kernel"].shape[2],
+        "num_stages": len(module.depths),
+        "hidden_sizes": list(module.widths),
+        "depths": list(module.depths),
+        "layer_norm_eps": _CONVNEXT_EPSILON,
+        "layer_scale_init_value": module.layer_scale,
+        "drop_path_rate": module.stochastic_depth,
+    },
+    outputs=[("ConvNextModel", {"num_classes": 0}), ("ConvNextForImageClassification", {"num_classes": int})],
+    example=lambda fields: images_of(fields, 224),
+    rules=lambda module: names.CONVNEXT_HUGGING_FACE,
+    base="convnext.",
+    heads=["head"],
+    unused=["classifier.*"],
+    aliases={"num_hidden_layers": "num_stages"},
 )

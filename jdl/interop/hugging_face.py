@@ -62,7 +62,10 @@ def from_hugging_face(
     revision: str | None = None,
     **options: Any,
 ) -> tuple[Any, Any]:
-    """A published model: BERT, GPT-2, Llama, Mistral, Qwen2, T5 (and its version 1.1), ViT or ResNet.
+    """A published model of text or images.
+
+    Of text: BERT, GPT-2, Llama, Mistral, Qwen2, T5 (and its version 1.1). Of images: ConvNeXt, EfficientNet,
+    MobileNet v1 and v2, ResNet, ViT.
 
     The module gives what the class of `transformers` named in ``config.json`` gives: logits of the next
     token, of masked tokens, of classes; or, of a model without a head, its last states, and of images pooled
@@ -130,7 +133,9 @@ def to_hugging_face(
         variables: its variables.
         tokenizer: written as ``tokenizer.json``: one of `jdl.data` that is kept in this form, the folder of
             one, or None.
-        **fields: further fields of ``config.json``, such as ``eos_token_id=50256``.
+        **fields: further fields of ``config.json``, such as ``eos_token_id=50256``; for an EfficientNet of
+            images of another size than the published one, ``image_size`` and the ``depthwise_padding`` that
+            follows from it.
 
     Raises:
         ValueError: if `transformers` has no such model, naming what it could not say; or no such tokenizer.

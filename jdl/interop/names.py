@@ -16,13 +16,21 @@ from jdl.interop.names_classic import (  # noqa: F401
     UNET_MILESIAL,
     vgg_torchvision,
 )
+from jdl.interop.names_efficient import CONVNEXT_CONV_TIMM as CONVNEXT_CONV_TIMM
+from jdl.interop.names_efficient import CONVNEXT_FACEBOOK as CONVNEXT_FACEBOOK
 from jdl.interop.names_efficient import CONVNEXT_HUGGING_FACE as CONVNEXT_HUGGING_FACE
+from jdl.interop.names_efficient import CONVNEXT_TIMM as CONVNEXT_TIMM
+from jdl.interop.names_efficient import CONVNEXT_TORCHVISION as CONVNEXT_TORCHVISION
+from jdl.interop.names_efficient import EFFICIENTNET_TIMM as EFFICIENTNET_TIMM
 from jdl.interop.names_efficient import EFFICIENTNET_TORCHVISION as EFFICIENTNET_TORCHVISION
 from jdl.interop.names_efficient import MIXER_TIMM as MIXER_TIMM
 from jdl.interop.names_efficient import MOBILENET_V1_HUGGING_FACE as MOBILENET_V1_HUGGING_FACE
 from jdl.interop.names_efficient import MOBILENET_V2_HUGGING_FACE as MOBILENET_V2_HUGGING_FACE
+from jdl.interop.names_efficient import MOBILENET_V2_TIMM as MOBILENET_V2_TIMM
 from jdl.interop.names_efficient import MOBILENET_V2_TORCHVISION as MOBILENET_V2_TORCHVISION
+from jdl.interop.names_efficient import MOBILENET_V3_LARGE_TIMM as MOBILENET_V3_LARGE_TIMM
 from jdl.interop.names_efficient import MOBILENET_V3_LARGE_TORCHVISION as MOBILENET_V3_LARGE_TORCHVISION
+from jdl.interop.names_efficient import MOBILENET_V3_SMALL_TIMM as MOBILENET_V3_SMALL_TIMM
 from jdl.interop.names_efficient import MOBILENET_V3_SMALL_TORCHVISION as MOBILENET_V3_SMALL_TORCHVISION
 from jdl.interop.names_efficient import SHUFFLENET_TORCHVISION as SHUFFLENET_TORCHVISION
 from jdl.interop.names_efficient import VIT_HUGGING_FACE as VIT_HUGGING_FACE

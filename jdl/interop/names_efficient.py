@@ -127,8 +127,9 @@ MOBILENET_V1_HUGGING_FACE: Rules = [
     ],
     ("head", "classifier"),
 ]
-"""`jdl.models.mobilenet_v1` from Hugging Face transformers, with ``padding="SAME", epsilon=1e-3`` and, for
-the published weights, 1001 classes, of which the first is background."""
+"""`jdl.models.mobilenet_v1` from Hugging Face transformers, with ``padding="SAME", epsilon=1e-3``. The
+published weights have 1001 classes, of which the first is background, and ReLU6 everywhere
+(`jdl.interop.from_hugging_face` makes such a network)."""
 
 _V2_DEPTHS = (1, 2, 3, 7, 4)
 
@@ -204,6 +205,73 @@ MOBILENET_V3_LARGE_TORCHVISION = _v3_torchvision((1, 2, 3, 6, 3), (2, 3, 7, 8, 9
 MOBILENET_V3_SMALL_TORCHVISION = _v3_torchvision((1, 2, 5, 3), (2, 3), True)
 """`jdl.models.mobilenet_v3` ("small") from torchvision."""
 
+
+def _timm_block(ours: str, theirs: str, is_first: bool) -> Rules:
+    """A block of timm; those of the first stage, which expand nothing, are of another class there."""
+    if is_first:
+        rules = [("depthwise", "conv_dw", "bn1"), ("project", "conv_pw", "bn2")]
+    else:
+        rules = [
+            ("expand", "conv_pw", "bn1"),
+            ("depthwise", "conv_dw", "bn2"),
+            ("project", "conv_pwl", "bn3"),
+        ]
+    return [
+        *_norms([(f"{ours}/{name}", f"{theirs}.{conv}", f"{theirs}.{norm}") for name, conv, norm in rules]),
+        (f"{ours}/squeeze/reduce", f"{theirs}.se.conv_reduce", "pointwise"),
+        (f"{ours}/squeeze/expand", f"{theirs}.se.conv_expand", "pointwise"),
+    ]
+
+
+def _timm_blocks(stages: Sequence[Sequence[int]]) -> Rules:
+    """Every block, for the depths of timm's stages that make up each of ours."""
+    rules, part = [], 0
+    for s, depths in enumerate(stages, 1):
+        b = 0
+        for depth in depths:
+            for i in range(depth):
+                b += 1
+                rules += _timm_block(f"stage{s}/block{b}", f"blocks.{part}.{i}", part == 0)
+            part += 1
+    return rules
+
+
+_TIMM_STEM: Rules = _norms([("stem", "conv_stem", "bn1")])
+_TIMM_TOP: Rules = [*_norms([("top", "conv_head", "bn2")]), ("head", "classifier")]
+
+EFFICIENTNET_TIMM: Rules = [
+    *_TIMM_STEM,
+    *_timm_block("stage1/block{b}", "blocks.0.{b-1}", True),
+    *_timm_block("stage{s}/block{b}", "blocks.{s-1}.{b-1}", False),
+    *_TIMM_TOP,
+]
+"""`jdl.models.efficientnet` from timm, B0 to B7 and Lite. The networks whose names begin with ``tf_`` are as
+ours are; the others have ``padding=None, epsilon=1e-5``."""
+
+MOBILENET_V2_TIMM: Rules = [*_TIMM_STEM, *_timm_blocks(((1,), (2,), (3,), (4, 3), (3, 1))), *_TIMM_TOP]
+"""`jdl.models.mobilenet_v2` from timm, but for the networks of other depths (110d, 120d)."""
+
+
+def _v3_timm(stages: Sequence[Sequence[int]]) -> Rules:
+    """The layer before pooling is the last of the blocks there."""
+    top = f"blocks.{sum(map(len, stages))}.0"
+    return [
+        *_TIMM_STEM,
+        *_timm_blocks(stages),
+        *_norms([("top", f"{top}.conv", f"{top}.bn1")]),
+        ("hidden", "conv_head", "pointwise"),
+        ("head", "classifier"),
+    ]
+
+
+MOBILENET_V3_LARGE_TIMM = _v3_timm(((1,), (2,), (3,), (4, 2), (3,)))
+"""`jdl.models.mobilenet_v3` ("large") from timm: tf_mobilenetv3_large_100 with ``padding="SAME"``,
+mobilenetv3_large_100 with ``epsilon=1e-5``."""
+
+MOBILENET_V3_SMALL_TIMM = _v3_timm(((1,), (2,), (3, 2), (3,)))
+"""`jdl.models.mobilenet_v3` ("small") from timm: tf_mobilenetv3_small_100 with ``padding="SAME"``,
+mobilenetv3_small_100 with ``epsilon=1e-5``."""
+
 _SHUFFLE = "stage{s+1}.{b-1}"
 
 SHUFFLENET_TORCHVISION: Rules = [
@@ -239,6 +307,68 @@ CONVNEXT_HUGGING_FACE: Rules = [
     ("head", "classifier"),
 ]
 """`jdl.models.convnext` from Hugging Face transformers."""
+
+_CONVNEXT_BLOCK_TIMM = "stages.{s-1}.blocks.{b-1}"
+
+CONVNEXT_TIMM: Rules = [
+    ("stem", "stem.0"),
+    ("stem_norm", "stem.1"),
+    ("stage{s}/norm", "stages.{s-1}.downsample.0"),
+    ("stage{s}/downsample", "stages.{s-1}.downsample.1"),
+    ("stage{s}/block{b}/conv", f"{_CONVNEXT_BLOCK_TIMM}.conv_dw"),
+    ("stage{s}/block{b}/norm", f"{_CONVNEXT_BLOCK_TIMM}.norm"),
+    ("stage{s}/block{b}/expand", f"{_CONVNEXT_BLOCK_TIMM}.mlp.fc1"),
+    ("stage{s}/block{b}/project", f"{_CONVNEXT_BLOCK_TIMM}.mlp.fc2"),
+    ("stage{s}/block{b}/layer_scale", f"{_CONVNEXT_BLOCK_TIMM}.gamma"),
+    ("norm", "head.norm"),
+    ("head", "head.fc"),
+]
+"""`jdl.models.convnext` from timm, tiny to large, with no other attributes."""
+
+CONVNEXT_CONV_TIMM: Rules = [
+    (*rule, "pointwise") if rule[0].endswith(("/expand", "/project")) else rule for rule in CONVNEXT_TIMM
+]
+"""`jdl.models.ConvNeXt` from timm, where layers at each pixel are 1x1 convolutions: atto, femto, pico, nano.
+Of these, the variants ols, rms and hnf are other networks."""
+
+_CONVNEXT_BLOCK_FACEBOOK = "stages.{s-1}.{b-1}"
+
+CONVNEXT_FACEBOOK: Rules = [
+    ("stem", "downsample_layers.0.0"),
+    ("stem_norm", "downsample_layers.0.1"),
+    ("stage{s}/norm", "downsample_layers.{s-1}.0"),
+    ("stage{s}/downsample", "downsample_layers.{s-1}.1"),
+    ("stage{s}/block{b}/conv", f"{_CONVNEXT_BLOCK_FACEBOOK}.dwconv"),
+    ("stage{s}/block{b}/norm", f"{_CONVNEXT_BLOCK_FACEBOOK}.norm"),
+    ("stage{s}/block{b}/expand", f"{_CONVNEXT_BLOCK_FACEBOOK}.pwconv1"),
+    ("stage{s}/block{b}/project", f"{_CONVNEXT_BLOCK_FACEBOOK}.pwconv2"),
+    ("stage{s}/block{b}/layer_scale", f"{_CONVNEXT_BLOCK_FACEBOOK}.gamma"),
+    ("norm", "norm"),
+    ("head", "head"),
+]
+"""`jdl.models.convnext` from the authors' code (facebookresearch/ConvNeXt), with no other attributes."""
+
+CONVNEXT_TORCHVISION: Rules = [
+    ("stem", "features.0.0"),
+    ("stem_norm", "features.0.1"),
+    # Layers that halve the image and stages come in turn.
+    *[
+        rule
+        for s in range(1, 5)
+        for rule in [
+            (f"stage{s}/norm", f"features.{2 * s - 2}.0"),
+            (f"stage{s}/downsample", f"features.{2 * s - 2}.1"),
+            (f"stage{s}/block{{b}}/conv", f"features.{2 * s - 1}.{{b-1}}.block.0"),
+            (f"stage{s}/block{{b}}/norm", f"features.{2 * s - 1}.{{b-1}}.block.2"),
+            (f"stage{s}/block{{b}}/expand", f"features.{2 * s - 1}.{{b-1}}.block.3"),
+            (f"stage{s}/block{{b}}/project", f"features.{2 * s - 1}.{{b-1}}.block.5"),
+            (f"stage{s}/block{{b}}/layer_scale", f"features.{2 * s - 1}.{{b-1}}.layer_scale", "channels"),
+        ]
+    ],
+    ("norm", "classifier.0"),
+    ("head", "classifier.2"),
+]
+"""`jdl.models.convnext` from torchvision, with no other attributes."""
 
 _VIT_BLOCK = "vit.encoder.layer.{b-1}"
 

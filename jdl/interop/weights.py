@@ -77,6 +77,8 @@ LAYOUTS = {
         lambda x: x[:, :, ::-1, ::-1].transpose(2, 3, 0, 1),
         lambda x: x.transpose(2, 3, 0, 1)[:, :, ::-1, ::-1],
     ),
+    # A number for each channel of images: [C, 1, 1] and [C].
+    "channels": Layout(lambda x: x.reshape(x.shape[:1]), lambda x: x[:, None, None]),
     "same": Layout(lambda x: x, lambda x: x, outputs=-1),
 }
 

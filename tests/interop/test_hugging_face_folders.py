@@ -10,11 +10,14 @@ import pytest
 
 from jdl import interop, models
 from jdl.interop import from_hugging_face, read_tensors, to_hugging_face, write_tensors
+from jdl.interop.family_efficient import EFFICIENTNET
+from jdl.models.efficientnet import BASE, Blocks, efficientnet
 from jdl.nn import Alibi
 from tests.compiling import jit
 
 SIZES = {"vocab_size": 11, "width": 8, "depth": 2, "num_heads": 2}
 TOKEN = np.zeros((1, 1), np.int32)
+IMAGE = np.zeros((1, 8, 8, 3), np.float32)
 MODELS = {
     "gpt2": (models.gpt(context=4, **SIZES), TOKEN),
     "bert": (models.bert(context=4, **SIZES), TOKEN),
@@ -23,7 +26,15 @@ MODELS = {
     "llama": (models.llama(num_kv_heads=1, hidden=12, **SIZES), TOKEN),
     "t5": (models.t5(head_size=4, hidden=12, **SIZES), {"source": TOKEN, "target": TOKEN}),
     "t5-1.1": (models.t5("1.1-small", head_size=4, hidden=12, **SIZES), {"source": TOKEN, "target": TOKEN}),
-    "vit": (models.ViT(4, 8, 1, 2, num_classes=3), np.zeros((1, 8, 8, 3), np.float32)),
+    "vit": (models.ViT(4, 8, 1, 2, num_classes=3), IMAGE),
+    "convnext": (models.ConvNeXt((1, 2), (8, 16), num_classes=3), IMAGE),
+    "convnext-features": (models.ConvNeXt((1,), (8,), num_classes=0), IMAGE),
+    "mobilenet_v1": (models.mobilenet_v1(0.25, 3, padding="SAME"), IMAGE),
+    "mobilenet_v2": (models.mobilenet_v2(0.35, 3, activation="relu6", epsilon=1e-3), IMAGE),
+    "efficientnet": (
+        models.EfficientNet((Blocks(1, 16, 3, 1, 1), Blocks(2, 24, 5, 2, 6)), 8, 320, num_classes=3),
+        IMAGE,
+    ),
 }
 
 
@@ -233,6 +244,36 @@ REFUSED = [
     ("vit", {"patch_size": [4, 2]}, '"patch_size" is .4, 2.; only squares'),
     ("vit", {"model_type": "resnet", "layer_type": "wide"}, '"layer_type" is .wide.; supported are basic'),
     ("vit", {"model_type": "resnet", "downsample_in_bottleneck": True}, '"downsample_in_bottleneck" is True'),
+    ("convnext", {"patch_size": 2}, '"patch_size" is 2; only 4'),
+    ("convnext", {"hidden_act": "relu"}, '"hidden_act" is .relu.'),
+    ("convnext", {"layer_norm_eps": 1e-5}, '"layer_norm_eps" is 1e-05; only up to 1e-06'),
+    ("convnext", {"layer_scale_init_value": 0.0}, '"layer_scale_init_value" is 0.0; only above 0'),
+    ("convnext", {"num_stages": 3}, '"num_stages" is 3, "depths" .1, 2., "hidden_sizes" .8, 16.'),
+    ("convnext", {"num_hidden_layers": 3}, '"num_stages" is 3'),
+    ("mobilenet_v1", {"min_depth": 16}, '"min_depth" is 16; only 8'),
+    ("mobilenet_v1", {"hidden_act": "silu"}, '"hidden_act" is .silu.; supported are relu, relu6'),
+    ("mobilenet_v1", {"tf_padding": 1}, '"tf_padding" is 1, and should be like True'),
+    ("mobilenet_v2", {"architectures": ["MobileNetV2ForSemanticSegmentation"]}, '"architectures" is'),
+    ("mobilenet_v2", {"output_stride": 16}, '"output_stride" is 16; only 32'),
+    ("mobilenet_v2", {"first_layer_is_expansion": False}, '"first_layer_is_expansion" is False'),
+    ("mobilenet_v2", {"finegrained_output": False}, '"finegrained_output" is False'),
+    ("mobilenet_v2", {"expand_ratio": 4}, '"expand_ratio" is 4; only 6'),
+    ("mobilenet_v2", {"depth_divisible_by": 4}, '"depth_divisible_by" is 4'),
+    ("mobilenet_v2", {"depth_multiplier": 0.62}, '"depth_multiplier" is 0.62, which transformers rounds'),
+    ("efficientnet", {"hidden_act": "relu"}, '"hidden_act" is .relu.; only .swish.'),
+    ("efficientnet", {"pooling_type": "max"}, '"pooling_type" is .max.'),
+    ("efficientnet", {"depthwise_padding": [1]}, '"depthwise_padding" is .1.; only .. is supported'),
+    ("efficientnet", {"image_size": 90}, '"depthwise_padding" is ..; only .1. is supported for .* 90'),
+    ("efficientnet", {"image_size": 225}, '"image_size" is 225; only even sizes'),
+    ("efficientnet", {"image_size": [224, 240]}, '"image_size" is .224, 240.; only squares'),
+    ("efficientnet", {"in_channels": [32, 8]}, '"in_channels" is .32, 8.; only 32 and'),
+    ("efficientnet", {"strides": [1, 1, 2]}, '"out_channels" has 2 stages'),
+    (
+        "efficientnet",
+        {"in_channels": [32, 32], "out_channels": [32, 64]},
+        '"out_channels" is .32, 64., where a',
+    ),
+    ("efficientnet", {"squeeze_expansion_ratio": 0.0}, '"squeeze_expansion_ratio" is 0.0; only above 0'),
 ]
 
 
@@ -303,6 +344,17 @@ CANNOT = [
     (models.ViT(4, 8, 1, 2, 16, num_classes=3, pool="mean"), "pool is 'mean'"),
     (models.resnet_cifar(8), "stem is 'cifar', not 'imagenet'"),
     (models.MLP((3,), 2), "a MLP is of none of the families bert, gpt2"),
+    (models.mobilenet_v3("small"), "a MobileNet v3 is of none of the families bert"),
+    (models.mobilenet_v2(activation="relu"), "not those of mobilenet_v2 of width 1.0 with relu everywhere"),
+    (models.mobilenet_v1(activation="relu6"), "not those of mobilenet_v1 of width 1.0 with relu6"),
+    (models.mobilenet_v2().clone(top_width=64), "top_width is 64, not 1280"),
+    (models.mobilenet_v1(padding="VALID"), "padding is 'VALID', not None"),
+    (models.mobilenet_v2(0.55), '"depth_multiplier" is 0.55, which transformers rounds'),
+    (models.mobilenet_v2(0.22), "not those of mobilenet_v2 of width 0.225 with relu6"),
+    (models.efficientnet("lite0"), '"squeeze_expansion_ratio" is 0.0'),
+    (models.efficientnet("b0", activation=np.tanh), "as EfficientNetForImageClassification .* activation is"),
+    (models.efficientnet("b0", padding=None), "padding is None, not 'SAME'"),
+    (models.efficientnet("b0", stem_width=24), "stem_width is 24, not 32"),
 ]
 
 
@@ -325,6 +377,29 @@ def test_fields_may_be_added_but_not_changed(tmp_path):
         to_hugging_face(tmp_path, module, variables, n_head=4)
     with pytest.raises(ValueError, match="neither a tokenizer nor a folder"):
         to_hugging_face(tmp_path, module, variables, tmp_path)
+
+
+# Blocks that transformers pads on both sides, as it has them for the published sizes of images.
+PADDED = {
+    "b0": [],
+    "b1": [16],
+    "b2": [5, 8, 16],
+    "b3": [5, 18],
+    "b4": [6],
+    "b5": [13, 27],
+    "b6": [31],
+    "b7": [18],
+}
+
+
+@pytest.mark.parametrize("size", PADDED)
+def test_the_published_efficientnets(size):
+    module = efficientnet(size)
+    params = {"stem": {"conv": {"kernel": np.zeros((3, 3, 3, module.stem_width))}}}
+    config = EFFICIENTNET.describe(module, params, {})
+    assert config["out_channels"] == [stage.features for stage in BASE]
+    assert config["depthwise_padding"] == PADDED[size]
+    assert EFFICIENTNET.build(config, {}) == module
 
 
 @pytest.fixture
