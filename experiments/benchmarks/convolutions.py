@@ -34,9 +34,9 @@ NOTE = (
     "images and gradients in another order of axes; one product of patches; one a row of the kernel, with "
     "1 to 8 columns in a banded matrix; shifted copies of the gradient side by side; transposing in two "
     "steps. Forward, 16 channels: a convolution that gives two columns at a stride of two is faster by a "
-    "quarter, and the gradient of its input slower by four times. Tried for the gradient of a depthwise kernel "
-    "and left: sums in two stages, images one after another in a loop, products split along the contracted "
-    "axis. XLA hands no convolution to oneDNN."
+    "quarter, and the gradient of its input slower by four times. Tried for the gradient of a depthwise "
+    "kernel and none faster: sums in two stages, images one after another in a loop, products split along "
+    "the contracted axis. XLA hands no convolution to oneDNN."
 )
 SECONDS, RUNS = 0.2, 5
 """A pass is measured for so long, and at least so often."""
