@@ -31,7 +31,7 @@ from jdl.interop import names
 
 PUBLISHED = "none: the pictures are yours"
 
-ModelName = Literal["resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0"]
+ModelName = Literal["resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0", "convnext_tiny"]
 
 
 class Published(NamedTuple):
@@ -53,6 +53,7 @@ MODELS: dict[str, Published] = {
     "efficientnet_b0": Published(
         lambda n: models.efficientnet("b0", n, padding=None, epsilon=1e-5), names.EFFICIENTNET_TORCHVISION
     ),
+    "convnext_tiny": Published(lambda n: models.convnext("tiny", n), names.CONVNEXT_TORCHVISION),
 }
 
 

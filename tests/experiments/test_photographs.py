@@ -90,6 +90,22 @@ def test_learns_colours_and_tells_those_of_other_pictures(folder, weights, tmp_p
     assert set(told) <= set(COLORS)
 
 
+@pytest.mark.parametrize("name", photographs.MODELS)
+def test_every_network_has_its_map_of_names(name):
+    make, rules = photographs.MODELS[name]
+
+    def blank(num_classes):
+        image = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
+        found = jax.eval_shape(make(num_classes).init, jax.random.key(0), image)
+        return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), found)
+
+    tensors = {key: x + 1 for key, x in interop.export_weights(blank(1000), rules).items()}
+    found = interop.load_weights(blank(3), tensors, rules, fresh=["head"])
+    head = found["params"].pop("head")
+    assert not any(np.any(x) for x in jax.tree.leaves(head))
+    assert all(np.all(x == 1) for x in jax.tree.leaves(found))
+
+
 def test_a_missing_folder_is_asked_for(folder, tmp_path):
     with pytest.raises(ValueError, match="--train, --test"):
         photographs.main(config(folder, tmp_path, train=""))
