@@ -168,6 +168,11 @@ class Alternating:
 
     batches: Any
 
+    @property
+    def shard(self) -> tuple[int, int]:
+        """Which part of each batch this is, (index, count)."""
+        return self.batches.shard
+
     def __call__(self, step: Any) -> dict[str, Array]:
         """The batch of a step."""
         batch = dict(self.batches(step))

@@ -12,7 +12,7 @@ import argparse
 import dataclasses
 import functools
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,13 +60,11 @@ def load(folder: str | Path, step: int | str = "latest") -> Classifier:
         raise ValueError(f"{folder} holds a run of {experiment!r}, which is none of {', '.join(CLASSIFIERS)}")
     module = importlib.import_module(f"experiments.{experiment}")
     config = cli.resumed(module.Config, ["--resume", str(folder)])
+    preprocess = data.Preprocess.from_json(meta["extra"]["preprocess"])
     if isinstance(config, photographs.Config):
-        # What it began with is no longer needed.
-        learner = photographs.recipe(
-            dataclasses.replace(config, weights=""), len(meta["extra"]["class_names"])
-        )
+        trained = dataclasses.replace(config, weights="")  # what it began with is no longer needed
+        learner = photographs.recipe(trained, preprocess, len(meta["extra"]["class_names"]))
     else:
-        preprocess = data.Preprocess.from_json(meta["extra"]["preprocess"])
         learner = images.recipe(module.model(config), preprocess, config)
     image = np.zeros((1, *meta["extra"]["image_shape"]), np.uint8)
     batch = {"inputs": image, "labels": np.zeros(1, np.int32)}
@@ -90,34 +88,49 @@ def test_metrics(classifier: Classifier) -> dict[str, Any]:
 def classify_pictures(classifier: Classifier, paths: Sequence[str | Path]) -> list[tuple[str, float]]:
     """The most probable class of each picture file, and its probability.
 
-    A picture of any size will do; it is brought to the training images' own size and channels first.
+    A picture of any size will do; it is brought to the training images' own size and channels first, as the
+    test images of photographs are.
 
     Raises:
         ValueError: naming a file that is no picture.
     """
     shape = classifier.loaded.meta["extra"]["image_shape"]
-    pictures = np.stack([_picture(path, shape) for path in paths])
+    is_photograph = isinstance(classifier.config, photographs.Config)
+    read = (lambda path: photographs.picture(path, shape[0])) if is_photograph else _reader(shape)
+    pictures = np.stack([_named(path, read) for path in paths])
     probabilities = np.asarray(jax.nn.softmax(jax.jit(classifier.loaded.predict)(pictures)))
     return [(classifier.class_names[p.argmax()], float(p.max())) for p in probabilities]
 
 
-def _picture(path: str | Path, shape: Sequence[int]) -> np.ndarray:
-    """A picture file as uint8 [H, W, C]."""
+def _reader(shape: Sequence[int]) -> Callable[[str | Path], np.ndarray]:
+    """How a picture file becomes uint8 [H, W, C]."""
+    height, width, channels = shape
+
+    def read(path: str | Path) -> np.ndarray:
+        from PIL import Image
+
+        with Image.open(path) as file:
+            picture = file.convert("L" if channels == 1 else "RGB")
+            picture = picture.resize((width, height), Image.Resampling.BOX)
+            return np.asarray(picture).reshape(height, width, channels)
+
+    return read
+
+
+def _named(path: str | Path, read: Callable[[str | Path], np.ndarray]) -> np.ndarray:
+    """A picture, or an error that names its file."""
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import UnidentifiedImageError
     except ImportError:
         raise ImportError('reading pictures needs pillow: pip install -e ".[experiments]"') from None
-    height, width, channels = shape
     try:
-        with Image.open(path) as file:
-            picture = file.convert("L" if channels == 1 else "RGB").resize(
-                (width, height), Image.Resampling.BOX
-            )
-            return np.asarray(picture).reshape(height, width, channels)
+        return read(path)
     except FileNotFoundError:
         raise ValueError(f"there is no file {path}") from None
     except UnidentifiedImageError:
         raise ValueError(f"{path} is no picture") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
 
 
 def main(folder: str, pictures: Sequence[str] = (), step: int | str = "latest") -> None:

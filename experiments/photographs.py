@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ import optax
 from experiments import cli, running
 from jdl import data, interop, learners, models, tasks
 from jdl.core import Array, Batch, Learner, Task, Variables
+from jdl.data.decode import Crop, decode
 from jdl.interop import names
 
 PUBLISHED = "none: the pictures are yours"
@@ -64,7 +66,7 @@ class Config:
     train: str = ""
     """Folder of the pictures to learn from, one sub-folder a class."""
     test: str = ""
-    """Folder of those to test on, with the same sub-folders."""
+    """Folder of those to test on, with the same sub-folders; the middle of its pictures is seen."""
     model: ModelName = "resnet18"
     """The network."""
     weights: str = ""
@@ -75,8 +77,9 @@ class Config:
     """Training steps, each on one batch."""
     batch_size: int = 32
     """Pictures in a batch."""
-    learning_rate: float = 1e-3
-    """Peak of the learning rate of AdamW, which rises for a tenth of the steps and falls along a cosine."""
+    learning_rate: float = 0.0
+    """Peak of the learning rate of AdamW, which rises for a tenth of the steps and falls along a cosine; when
+    0, it is 0.0001 from published weights and 0.001 from nothing."""
     weight_decay: float = 1e-2
     """Decoupled weight decay of the kernels."""
     label_smoothing: float = 0.1
@@ -111,7 +114,7 @@ def begun(task: Task, tensors: Mapping[str, np.ndarray], rules: Any) -> Task:
     return task._replace(init=init)
 
 
-def recipe(config: Config, num_classes: int) -> Learner:
+def recipe(config: Config, preprocess: data.Preprocess, num_classes: int) -> Learner:
     """How the configuration trains its network, on raw pictures."""
     published = MODELS[config.model]
     task = tasks.classification(published.make(num_classes), label_smoothing=config.label_smoothing)
@@ -120,14 +123,11 @@ def recipe(config: Config, num_classes: int) -> Learner:
     if config.dtype == "bfloat16":
         task = tasks.mixed_precision(task)
     task = tasks.augmented(task, data.random_flip())
-    task = tasks.preprocessed(
-        task, data.Preprocess(mean=data.IMAGENET_MEAN, std=data.IMAGENET_STD, channels=3)
-    )
+    task = tasks.preprocessed(task, preprocess)
     if config.rand_augment:
         task = tasks.augmented(task, data.rand_augment(magnitude=config.rand_augment))
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, max(1, config.steps // 10), max(2, config.steps)
-    )
+    peak, warmup = config.learning_rate or (1e-4 if config.weights else 1e-3), max(1, config.steps // 10)
+    rate = optax.warmup_cosine_decay_schedule(peak / warmup, peak, warmup, max(2, config.steps))
     tx = optax.adamw(rate, weight_decay=config.weight_decay, mask=learners.decays)
     return learners.gradient(task, tx)
 
@@ -136,7 +136,7 @@ def pictures(config: Config) -> tuple[data.FolderBatches, data.FolderBatches]:
     """Batches to train and to test on.
 
     Raises:
-        ValueError: if a folder is not given, or holds no pictures.
+        ValueError: if a folder is not given, holds no pictures, or the second none of some class.
     """
     if not config.train or not config.test:
         raise ValueError("two folders are needed, with one sub-folder of pictures a class: --train, --test")
@@ -149,7 +149,10 @@ def pictures(config: Config) -> tuple[data.FolderBatches, data.FolderBatches]:
         on_error=config.on_error,
         shard=shard,
     )
-    return learnt, tested(config, learnt.class_names)
+    test = tested(config, learnt.class_names)
+    if absent := [name for i, name in enumerate(learnt.class_names) if i not in test.labels]:
+        raise ValueError(f"{config.test} has no pictures of {', '.join(absent)}, which {config.train} has")
+    return learnt, test
 
 
 def tested(config: Config, class_names: tuple[str, ...]) -> data.FolderBatches:
@@ -164,15 +167,22 @@ def tested(config: Config, class_names: tuple[str, ...]) -> data.FolderBatches:
     )
 
 
+def picture(path: str | Path, size: int) -> np.ndarray:
+    """A picture as the test pictures are read: uint8 [size, size, 3]."""
+    seen = Crop(size, round(size / 0.875), (1.0, 1.0), (1.0, 1.0))
+    return decode(path, seen, np.random.default_rng())
+
+
 def main(config: Config) -> running.Outcome:
     """Trains a classifier of photographs as the configuration says; the test pictures decide nothing."""
     learnt, test = pictures(config)
     folder = running.folder_of("photographs", config)
+    preprocess = data.Preprocess(mean=data.IMAGENET_MEAN, std=data.IMAGENET_STD, channels=3)
     outcome = running.run(
         "photographs",
         config,
         folder,
-        recipe(config, len(learnt.class_names)),
+        recipe(config, preprocess, len(learnt.class_names)),
         learnt,
         {"test": test},
         steps=config.steps,
@@ -180,7 +190,11 @@ def main(config: Config) -> running.Outcome:
         fingerprint=f"{learnt.fingerprint} {test.fingerprint}",
         about=f"{len(learnt.files)} pictures of {len(learnt.class_names)} classes to learn from, "
         f"{len(test.files)} to test on",
-        extra={"class_names": list(learnt.class_names), "image_shape": (config.size, config.size, 3)},
+        extra={
+            "preprocess": preprocess.to_json(),
+            "class_names": list(learnt.class_names),
+            "image_shape": (config.size, config.size, 3),
+        },
     )
     if jax.process_index() == 0 and not config.execution.quiet:
         found = f"test accuracy {100 * outcome.test['accuracy']:.2f} %"

@@ -81,14 +81,25 @@ def turned(key: jax.Array, batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def symmetric(task: Task) -> Task:
-    """The task with the probabilities of a pixel averaged over the eight symmetries of a square image."""
+    """The task with the probabilities of a pixel averaged over the eight symmetries of a square image.
+
+    All versions are predicted at once, in eight times the memory.
+
+    Raises:
+        ValueError: from ``predict``, for images that are not square.
+    """
 
     def predict(variables: Variables, inputs: Array) -> Array:
+        if inputs.shape[1] != inputs.shape[2]:
+            size = "x".join(map(str, inputs.shape[1:3]))
+            raise ValueError(f"only squares have eight symmetries, slices are {size}: --no-symmetries")
         mirrored = [inputs, inputs[:, :, ::-1]]
         versions = [jnp.rot90(x, quarters, (1, 2)) for quarters in range(4) for x in mirrored]
-        found = jnp.split(jax.nn.softmax(task.predict(variables, jnp.concatenate(versions))), len(versions))
+        logits = task.predict(variables, jnp.concatenate(versions))
+        found = jnp.split(jax.nn.log_softmax(logits), len(versions))
         back = [jnp.rot90(y, -(i // 2), (1, 2)) for i, y in enumerate(found)]
-        return jnp.log(sum(y[:, :, ::-1] if i % 2 else y for i, y in enumerate(back)) / len(back))
+        back = [y[:, :, ::-1] if i % 2 else y for i, y in enumerate(back)]
+        return jax.nn.logsumexp(jnp.stack(back), axis=0) - math.log(len(back))
 
     def evaluate(variables: Variables, batch: Batch, key: Array) -> Metrics:
         del key

@@ -70,7 +70,8 @@ def from_hugging_face(
     The module gives what the class of `transformers` named in ``config.json`` gives: logits of the next
     token, of masked tokens, of classes; or, of a model without a head, its last states, and of images pooled
     features. The tokenizer is `jdl.data.load_tokenizer(hugging_face_folder(source))`; embeddings of sentences
-    are the outputs with ``pool="mean"``, divided by their lengths.
+    are the outputs with ``pool="mean"``, divided by their lengths. Dropout in training is what the folder
+    says, which for published MobileNets is most of what there is: give another before training those.
 
     Args:
         source: a folder, or a name on the Hub, as for `hugging_face_folder`.

@@ -107,8 +107,10 @@ def convolve(
 
 
 def _is_usual(x: jax.Array, kernel: jax.Array, dimension_numbers: Any) -> bool:
-    """Whether these are images [B, H, W, C] and a kernel [kh, kw, C, F], of one floating type."""
+    """Whether these are images [B, H, W, C] and a kernel [kh, kw, C, F], of one type of 16 to 64 bits."""
     if x.ndim != 4 or x.dtype != kernel.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
+        return False
+    if jnp.finfo(x.dtype).bits < 16:
         return False
     order = lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers)
     return order == lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from experiments import airbench, torch_resnet
-from jdl import data
+from jdl import data, train
 from jdl.models.airbench import whitening_kernel
 
 
@@ -71,6 +71,17 @@ def test_an_image_is_mirrored_in_every_other_epoch():
     np.testing.assert_array_equal(seen[0] == -1, arrays["mirrored"])
     np.testing.assert_array_equal(seen[1], -seen[0])
     np.testing.assert_array_equal(seen[2:], seen[:2])
+
+
+def test_fit_learns_from_batches_that_alternate():
+    arrays = {**images(), "mirrored": np.arange(64) % 2 == 0}
+    config = airbench.Config(widths=(8, 8, 8), batch_size=16, views=False)
+    preprocess = data.fit_preprocess(arrays["inputs"])
+    learner = airbench.learner(config, preprocess, arrays["inputs"], 6)
+    batches = airbench.Alternating(data.shuffled(arrays, 16, seed=0, resident=True))
+    assert batches.shard == (0, 1)
+    fitted = train.fit(learner, batches, 3, mesh="data:1")
+    assert np.isfinite(fitted.history.last("train")["loss"])
 
 
 def test_views_are_averaged():

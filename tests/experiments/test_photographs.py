@@ -1,6 +1,7 @@
 """A network for one's own photographs: it learns them, from nothing or from published weights."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from experiments import cli, evaluate, photographs
-from jdl import interop, models
+from jdl import data, interop, models
 from jdl.interop import names
 
 COLORS = {"grass": (30, 160, 40), "sand": (200, 180, 120), "sea": (20, 60, 190)}
@@ -63,7 +64,7 @@ def test_begins_with_the_weights_but_for_the_last_layer(folder, weights, tmp_pat
     batch = {"inputs": np.zeros((2, 32, 32, 3), np.uint8), "labels": np.zeros(2, np.int32)}
 
     def begun(**options):
-        learner = photographs.recipe(config(folder, tmp_path, **options), 3)
+        learner = photographs.recipe(config(folder, tmp_path, **options), data.Preprocess(), 3)
         return jax.device_get(jax.jit(learner.init)(jax.random.key(0), batch)).params
 
     found, plain = begun(weights=str(weights)), begun()
@@ -87,7 +88,29 @@ def test_learns_colours_and_tells_those_of_other_pictures(folder, weights, tmp_p
     assert evaluate.test_metrics(classifier)["accuracy"] == pytest.approx(outcome.test["accuracy"])
     paths = [folder / "test" / name / "0.jpg" for name in COLORS]
     told = [name for name, _ in evaluate.classify_pictures(classifier, paths)]
-    assert set(told) <= set(COLORS)
+    tested = photographs.tested(classifier.config, tuple(COLORS))
+    logits = np.asarray(jax.jit(classifier.loaded.predict)(tested(0)["inputs"]))
+    expected = {tested.files[i]: list(COLORS)[x.argmax()] for i, x in enumerate(logits)}
+    assert told == [expected[f"{name}/0.jpg"] for name in COLORS]
+    half = tmp_path / "half.jpg"
+    half.write_bytes(paths[0].read_bytes()[:200])
+    with pytest.raises(ValueError, match=f"{half} cannot be read"):
+        evaluate.classify_pictures(classifier, [paths[0], half])
+
+
+def test_a_picture_is_read_as_the_test_pictures_are(tmp_path):
+    """Upright, whatever the camera wrote, and not stretched."""
+    pixels = np.zeros((60, 90, 3), np.uint8)
+    pixels[:, :30] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "class").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "class" / "turned.jpg", exif=exif)
+    found = photographs.picture(tmp_path / "class" / "turned.jpg", 28)
+    np.testing.assert_array_equal(found, data.image_folder(tmp_path, 1, size=28)(0)["inputs"][0])
+    rows = found.mean((1, 2))
+    assert rows[0] > 200
+    assert rows[-1] < 50
 
 
 @pytest.mark.parametrize("name", photographs.MODELS)
@@ -111,3 +134,10 @@ def test_a_missing_folder_is_asked_for(folder, tmp_path):
         photographs.main(config(folder, tmp_path, train=""))
     with pytest.raises(FileNotFoundError, match="no folder"):
         photographs.main(config(folder, tmp_path, test=str(tmp_path / "nowhere")))
+    for name in ("grass", "sea"):
+        shutil.copytree(folder / "test" / name, tmp_path / "fewer" / name)
+    with pytest.raises(ValueError, match="has no pictures of sand, which"):
+        photographs.main(config(folder, tmp_path, test=str(tmp_path / "fewer")))
+    shutil.copytree(folder / "test" / "sea", tmp_path / "fewer" / "shore")
+    with pytest.raises(ValueError, match="sub-folders that are no classes: 'shore'"):
+        photographs.main(config(folder, tmp_path, test=str(tmp_path / "fewer")))

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -57,6 +58,10 @@ def test_the_mean_over_symmetries_is_the_same_of_every_version():
         found = jax.jit(task.predict)(variables, np.ascontiguousarray(version(x)))
         np.testing.assert_allclose(found, version(y), rtol=1e-4, atol=1e-5)
         assert np.abs(jax.jit(plain.predict)(variables, version(x)) - version(y)).max() > 1e-3
+    sure = unet_isbi.symmetric(plain._replace(predict=lambda variables, x: jnp.concatenate([x, 300 - x], -1)))
+    assert np.isfinite(sure.predict(variables, x)).all()
+    with pytest.raises(ValueError, match="slices are 4x8: --no-symmetries"):
+        task.predict(variables, x[:, :4])
 
 
 @pytest.mark.slow

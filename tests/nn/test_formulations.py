@@ -96,6 +96,12 @@ def test_depthwise_convolution_of_few_bits_is_summed_in_many(dtype):
     assert memory < 3 * 3 * 256 * 256
 
 
+def test_a_type_of_eight_bits_is_left_to_xla():
+    x, w = jnp.ones((1, 4, 4, 2), jnp.float8_e4m3fn), jnp.ones((3, 3, 1, 2), jnp.float8_e4m3fn)
+    options = {"padding": "SAME", "dimension_numbers": ORDER, "feature_group_count": 2}
+    assert jax.eval_shape(functools.partial(convolve, strides=(1, 1), **options), x, w).dtype == x.dtype
+
+
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1)])
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((0, 0), (1, 0))])
 def test_convolution_of_single_pixels_is_a_product(strides, padding):
