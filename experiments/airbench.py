@@ -176,8 +176,7 @@ class Alternating:
     def __call__(self, step: Any) -> dict[str, Array]:
         """The batch of a step."""
         batch = dict(self.batches(step))
-        B = self.batches.batch_size
-        epochs = (jnp.asarray(step, jnp.int32) * B + jnp.arange(B)) // self.batches.num_examples
+        _, epochs = self.batches.order.places(jnp.asarray(step).astype(jnp.uint32), jnp)
         mirrored = batch.pop("mirrored") ^ (epochs % 2 == 1)
         x = batch["inputs"]
         return {**batch, "inputs": jnp.where(mirrored[:, None, None, None], x[:, :, ::-1], x)}

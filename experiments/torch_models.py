@@ -9,6 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 
+def device() -> str:
+    """Where PyTorch computes: on the GPU, if there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def layers(kernels: Sequence[tuple[int, ...]]) -> Any:
     """Convolutions without padding, each followed by ReLU and 2x2 max-pooling, then fully connected layers.
 

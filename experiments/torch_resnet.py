@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments import ledger, peers, resnet
+from experiments import ledger, peers, resnet, torch_models
 from jdl import data
 
 PUBLISHED = "none: the reference for the same shortened recipe in jdl"
@@ -32,10 +32,8 @@ def main(seed: int = 0, config: resnet.Config = resnet.Config(steps=1170)) -> fl
     import torch
     from torch import nn
 
-    from experiments.torch_models import resnet as network
-
     torch.manual_seed(seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch_models.device()
     dataset = data.load(config.dataset)
     mean, deviation = (
         getattr(dataset.train["inputs"].astype(np.float64) / 255, how)((0, 1, 2)).astype(np.float32)
@@ -48,7 +46,7 @@ def main(seed: int = 0, config: resnet.Config = resnet.Config(steps=1170)) -> fl
     train, labels = images(dataset.train["inputs"]), torch.tensor(dataset.train["labels"]).long()
     padded = nn.functional.pad(train, (config.shift,) * 4)
     blocks = (config.depth - 2) // 6
-    model = network((blocks,) * 3, (16, 32, 64), padding_shortcut=True)
+    model = torch_models.resnet((blocks,) * 3, (16, 32, 64), padding_shortcut=True)
     model = model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         model.parameters(), config.learning_rate, momentum=0.9, weight_decay=config.weight_decay

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import ledger, peers, shakespeare, torch_gpt
+from experiments import ledger, peers, shakespeare, torch_gpt, torch_models
 from jdl import data
 
 PUBLISHED = "none: the reference for the same recipe in jdl"
@@ -55,7 +55,7 @@ def main(config: shakespeare.Config = shakespeare.Config()) -> dict[str, float]:
     import torch
 
     torch.manual_seed(config.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch_models.device()
     text = data.load_text(config.dataset)
     tokenizer = data.character_tokenizer(text.train + text.validation)
     learnt = torch.tensor(tokenizer.encode(text.train)).long()

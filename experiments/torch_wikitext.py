@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import ledger, peers, wikitext
+from experiments import ledger, peers, torch_models, wikitext
 from jdl import data
 
 PUBLISHED = "none: the reference for the same shortened recipe in jdl"
@@ -87,7 +87,7 @@ def main(config: wikitext.Config = wikitext.SHORT) -> dict[str, float]:
     if config.optimizer != "adam" or config.averaging or config.cell != "lstm" or config.dtype != "float32":
         raise ValueError("the peer in PyTorch has LSTMs in float32 and adam, and averages no weights")
     torch.manual_seed(config.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch_models.device()
     words, tokenizer, _ = wikitext.texts(config)
     model = network(config, tokenizer.vocab_size).to(device)
     optimizer = torch.optim.Adam(

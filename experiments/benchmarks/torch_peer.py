@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.benchmarks.harness import Contender, cores, first_losses, peak_memory
 from experiments.benchmarks.workloads import LEARNING_RATE, RATES, WEIGHT_DECAY, Given
+from experiments.torch_models import device
 
 
 def pytorch(given: Given, *, compiled: bool = False) -> Contender:
@@ -23,7 +24,7 @@ def pytorch(given: Given, *, compiled: bool = False) -> Contender:
 
     torch.set_num_threads(cores())
     torch.manual_seed(0)
-    if _device() == "cuda":
+    if device() == "cuda":
         torch.set_float32_matmul_precision("high")  # as JAX multiplies there by default
         torch.backends.cudnn.benchmark = True
     batches = [_arranged(given, *batch) for batch in given.batches]
@@ -40,12 +41,12 @@ def pytorch(given: Given, *, compiled: bool = False) -> Contender:
         start = time.perf_counter()
         for i in range(steps):
             step(*batches[i % len(batches)])
-        if torch.cuda.is_available():
+        if device() == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
     label = "PyTorch, compiled" if compiled else "PyTorch, eager"
-    memory = torch.cuda.max_memory_allocated if _device() == "cuda" else peak_memory
+    memory = torch.cuda.max_memory_allocated if device() == "cuda" else peak_memory
     return Contender(label, parameters, losses, run, first_step, memory)
 
 
@@ -63,13 +64,7 @@ def _arranged(given: Given, inputs: np.ndarray, labels: np.ndarray) -> tuple[Any
     x = x.long() if given.workload.reads_tokens else x.float()
     if x.ndim == 4:
         x = x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-    return x.to(_device()), torch.tensor(labels).long().to(_device())
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return x.to(device()), torch.tensor(labels).long().to(device())
 
 
 def _loaded(network: Any, weights: dict[str, np.ndarray]) -> Any:
@@ -81,7 +76,7 @@ def _loaded(network: Any, weights: dict[str, np.ndarray]) -> Any:
     missing = [name for name in found.missing_keys if name in own and "num_batches" not in name]
     if found.unexpected_keys or missing:
         raise ValueError(f"the weights are not those of the network: {found}")
-    return network.to(_device(), memory_format=torch.channels_last)
+    return network.to(device(), memory_format=torch.channels_last)
 
 
 def _count(*networks: Any) -> int:
@@ -106,7 +101,7 @@ def _trains(given: Given, network: Any, optimizer: Any, compiled: bool) -> Step:
     kind, dtype = given.workload.kind, getattr(torch, given.workload.dtype)
 
     def loss_of(inputs: Any, labels: Any) -> Any:
-        with torch.autocast(_device(), dtype, enabled=dtype != torch.float32):
+        with torch.autocast(device(), dtype, enabled=dtype != torch.float32):
             output = network(inputs)
             if kind == "elbo":
                 return output
