@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import cli
+from experiments import cli, images
 from jdl import data, learners, tasks, train
 from jdl.core import Array, Batch, Learner, Task, Variables
 from jdl.learners.groups import path_name
@@ -195,11 +195,7 @@ def mean_of_views(task: Task) -> Task:
         shifted = (both(padded[:, :H, :W]) + both(padded[:, 2:, 2:])) / 2
         return (both(inputs) + shifted) / 2
 
-    def evaluate(variables: Variables, batch: Batch, key: Array) -> Any:
-        del key
-        return tasks.classification_score(predict(variables, batch["inputs"]), batch)
-
-    return task._replace(predict=predict, evaluate=evaluate)
+    return images.predicting(task, predict, tasks.classification_score)
 
 
 def learner(config: Config, preprocess: data.Preprocess, images: np.ndarray, steps: int) -> Learner:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,7 +19,7 @@ import optax
 
 from experiments import cli
 from jdl import data, learners, tasks, train
-from jdl.core import Learner, Task
+from jdl.core import Array, Batch, Learner, Metrics, Task, Variables
 
 DatasetName = Literal["digits", "mnist", "fashion_mnist", "cifar10"]
 
@@ -133,6 +134,18 @@ def classification_task(
         task = tasks.augmented(task, data.compose(*normalised))
     task = tasks.preprocessed(task, preprocess)
     return tasks.augmented(task, data.compose(*raw)) if raw else task
+
+
+def predicting(
+    task: Task, predict: Callable[[Variables, Array], Array], score: Callable[[Array, Batch], Metrics]
+) -> Task:
+    """The task that predicts otherwise than it learns, by a mean over views, say, and is scored by that."""
+
+    def evaluate(variables: Variables, batch: Batch, key: Array) -> Metrics:
+        del key
+        return score(predict(variables, batch["inputs"]), batch)
+
+    return task._replace(predict=predict, evaluate=evaluate)
 
 
 def learning_rate(config: Config) -> optax.Schedule:

@@ -26,7 +26,7 @@ import optax
 
 from experiments import cli, images
 from jdl import data, learners, models, tasks, train
-from jdl.core import Array, Batch, Learner, Metrics, Task, Variables
+from jdl.core import Array, Learner, Task, Variables
 
 PUBLISHED = "0.0611 pixel error on the challenge's own test slices (Ronneberger et al. 2015, table 1)"
 
@@ -101,11 +101,7 @@ def symmetric(task: Task) -> Task:
         back = [y[:, :, ::-1] if i % 2 else y for i, y in enumerate(back)]
         return jax.nn.logsumexp(jnp.stack(back), axis=0) - math.log(len(back))
 
-    def evaluate(variables: Variables, batch: Batch, key: Array) -> Metrics:
-        del key
-        return tasks.segmentation_score(predict(variables, batch["inputs"]), batch)
-
-    return task._replace(predict=predict, evaluate=evaluate)
+    return images.predicting(task, predict, tasks.segmentation_score)
 
 
 def augmentation(config: Config, side: int) -> data.Transform:
