@@ -36,6 +36,7 @@ from jdl.data.batches import (
     in_order,
     shuffled,
 )
+from jdl.data.borders import border_weights
 from jdl.data.bpe import load_ranks, load_tokenizer, save_tokenizer, train_bpe
 from jdl.data.bucketing import BucketedBatches, bucket_boundaries, bucketed, padded
 from jdl.data.folder import FolderBatches, image_folder
@@ -67,6 +68,7 @@ __all__ = [
     "Text",
     "Tokenizer",
     "Transform",
+    "border_weights",
     "bucket_boundaries",
     "bucketed",
     "byte_tokenizer",

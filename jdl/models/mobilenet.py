@@ -176,7 +176,7 @@ def mobilenet_v1(width: float = 1.0, num_classes: int = 1000, **options: Any) ->
         The module.
 
     Raises:
-        ValueError: if the width is not positive.
+        ValueError: if the width is not above 0 and at most 4.
 
     Example:
         >>> import jax.numpy as jnp
@@ -187,7 +187,7 @@ def mobilenet_v1(width: float = 1.0, num_classes: int = 1000, **options: Any) ->
     Reference:
         Howard et al. 2017, table 1.
     """
-    _require_positive(width)
+    _check_width(width)
 
     def channels(features: int) -> int:
         return max(8, int(features * width))
@@ -215,7 +215,7 @@ def mobilenet_v2(width: float = 1.0, num_classes: int = 1000, **options: Any) ->
         The module.
 
     Raises:
-        ValueError: if the width is not positive.
+        ValueError: if the width is not above 0 and at most 4.
 
     Example:
         >>> import jax.numpy as jnp
@@ -227,7 +227,7 @@ def mobilenet_v2(width: float = 1.0, num_classes: int = 1000, **options: Any) ->
         Sandler, Howard, Zhu, Zhmoginov and Chen, "MobileNetV2: inverted residuals and linear bottlenecks",
         2018, table 2.
     """
-    _require_positive(width)
+    _check_width(width)
     # Channels, blocks, stride of the first: those of one resolution belong to one stage.
     table = [
         [(16, 1, 1)],
@@ -313,7 +313,7 @@ def mobilenet_v3(
     """
     if size not in _V3:
         raise ValueError(f"mobilenet_v3 has the sizes large and small; got {size!r}")
-    _require_positive(width)
+    _check_width(width)
 
     def block(row: tuple[int, int, int, bool, bool, int]) -> BlockShape:
         kernel, expanded, features, has_squeeze, is_swish, stride = row
@@ -335,9 +335,13 @@ def mobilenet_v3(
     return MobileNet(stages, stem_width, top_width, hidden_width, num_classes, **options)
 
 
-def _require_positive(width: float) -> None:
-    if not width > 0:
-        raise ValueError(f"the width is a factor of the channels, above 0; got {width}")
+def _check_width(width: float) -> None:
+    # No published width is above 1.4; a number of classes given in its place is.
+    if not 0 < width <= 4:
+        raise ValueError(
+            f"the width is a factor of the channels, above 0 and at most 4; got {width}. "
+            "The number of classes is num_classes"
+        )
 
 
 def tiny() -> tuple[MobileNet, dict[str, np.ndarray]]:

@@ -24,6 +24,16 @@ def test_parts_are_cut_mirrored_and_turned_with_their_labels():
     np.testing.assert_array_equal(moved["inputs"][..., 0] // 255, moved["labels"])
 
 
+def test_weights_of_pixels_move_with_them():
+    config = unet_isbi.Config(crop=16, bend=0, weighted=True)
+    given = batch()
+    moved = unet_isbi.augmentation(config, side=32)(
+        jax.random.key(0), {**given, "weights": given["labels"].astype(np.float32)}
+    )
+    assert moved["weights"].shape == (16, 16, 16)
+    np.testing.assert_array_equal(moved["weights"], moved["labels"])
+
+
 def test_turns_and_mirrors_give_all_eight_symmetries():
     image = np.arange(4, dtype=np.uint8).reshape(1, 2, 2, 1)
     many = {"inputs": image.repeat(256, 0), "labels": image[..., 0].repeat(256, 0)}
@@ -70,7 +80,9 @@ def test_reports_errors_of_pixels_and_overlap_on_the_test_slices(monkeypatch, tm
     test = {name: x[:8] for name, x in slices.items()}
     dataset = data.Dataset("isbi2012", slices, test, ("membrane", "cell"), "fingerprint", "made here")
     monkeypatch.setattr(data, "load", lambda name: dataset)
-    config = unet_isbi.Config(width=2, steps=2, batch_size=8, crop=16, bend=0, evaluate_every=2)
+    config = unet_isbi.Config(
+        width=2, steps=2, batch_size=8, crop=16, bend=0, evaluate_every=2, weighted=True
+    )
     where = cli.Execution(run=str(tmp_path / "run"), mesh="data:1", quiet=True)
     outcome = unet_isbi.main(dataclasses.replace(config, execution=where))
     assert np.shape(outcome.test["iou"]) == np.shape(outcome.test["dice"]) == (2,)

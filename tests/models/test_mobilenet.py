@@ -94,7 +94,8 @@ def test_without_classes_gives_pooled_features():
     ("make", "message"),
     [
         (lambda: mobilenet_v3("huge"), "has the sizes large and small; got 'huge'"),
-        (lambda: mobilenet_v2(-1.0), "a factor of the channels, above 0; got -1.0"),
+        (lambda: mobilenet_v2(-1.0), "a factor of the channels, above 0 and at most 4; got -1.0"),
+        (lambda: mobilenet_v2(10), "got 10. The number of classes is num_classes"),
         (
             lambda: shapes(MobileNet(((BlockShape(8, 0),),), 8, activation="tanh"), 32),
             "activations relu, relu6",
