@@ -62,7 +62,7 @@ def convolve(
         [9.0, 9.0]
     """
 
-    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def plain(x: jax.Array, kernel: jax.Array, padding: Any = padding) -> jax.Array:
         return lax.conv_general_dilated(
             x,
             kernel,
@@ -76,13 +76,28 @@ def convolve(
         )
 
     is_dilated = any(n != 1 for n in lhs_dilation or ())
+    order = lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers)
+
+    def padded_first(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return plain(_padded(x, padding, order), kernel, [(0, 0)] * len(padding))
+
+    def direct(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        if (
+            is_dilated
+            or isinstance(padding, str)
+            or _pads_well(kernel, strides, rhs_dilation, padding, order)
+        ):
+            return plain(x, kernel)
+        return lax.platform_dependent(x, kernel, cpu=padded_first, default=plain)
+
     if not _is_usual(x, kernel, dimension_numbers) or is_dilated or any(options.values()):
-        return plain(x, kernel)
+        return direct(x, kernel)
     rates = tuple(rhs_dilation or (1, 1))
     sides = [(side - 1) * rate + 1 for side, rate in zip(kernel.shape[:2], rates, strict=True)]
     pads = lax.padtype_to_pads(x.shape[1:3], sides, strides, padding) if isinstance(padding, str) else padding
-    if any(length + sum(pad) < side for length, pad, side in zip(x.shape[1:3], pads, sides, strict=True)):
-        return plain(x, kernel)
+    is_short = any(n + sum(pad) < side for n, pad, side in zip(x.shape[1:3], pads, sides, strict=True))
+    if is_short or min(map(min, pads)) < 0:
+        return direct(x, kernel)
     is_measured = x.dtype == jnp.float32
     is_pointwise = feature_group_count == kernel.shape[0] == kernel.shape[1] == 1 and not np.any(pads)
     is_pointwise &= is_measured
@@ -90,7 +105,7 @@ def convolve(
     is_depthwise = feature_group_count == x.shape[-1] == kernel.shape[-1] > 1
     is_simple = is_measured and feature_group_count == 1 and all(n == 1 for n in (*strides, *rates))
     if not is_pointwise and not is_depthwise and not (is_simple and _banded_is_faster(kernel)):
-        return plain(x, kernel)
+        return direct(x, kernel)
 
     def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
         if is_pointwise:
@@ -104,6 +119,32 @@ def convolve(
         return banded_convolution(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel)
 
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
+
+
+def _pads_well(
+    kernel: jax.Array, strides: Sequence[int], rates: Sequence[int] | None, pads: Any, order: Any
+) -> bool:
+    """Whether XLA:CPU may pad by itself, fast and right.
+
+    Where outputs are longer than inputs, it takes 10 to 100 times as long for the gradient of the kernel.
+    Where one side loses pixels, in the convolution or in its gradient, it reads what it must not
+    (openxla/xla, issue 48713).
+    """
+    sides = [kernel.shape[axis] for axis in order.rhs_spec[2:]]
+    reaches = [(side - 1) * rate for side, rate in zip(sides, rates or [1] * len(sides), strict=True)]
+    is_strided = any(n != 1 for n in strides)
+    return all(
+        min(pad) >= 0 and max(pad) <= reach and (is_strided or sum(pad) <= reach)
+        for pad, reach in zip(pads, reaches, strict=True)
+    )
+
+
+def _padded(x: jax.Array, pads: Any, order: Any) -> jax.Array:
+    """With zeros at the ends of its spatial axes."""
+    edges = [(0, 0, 0)] * x.ndim
+    for axis, (low, high) in zip(order.lhs_spec[2:], pads, strict=True):
+        edges[axis] = (low, high, 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), edges)
 
 
 def _is_usual(x: jax.Array, kernel: jax.Array, dimension_numbers: Any) -> bool:

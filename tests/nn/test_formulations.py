@@ -158,6 +158,75 @@ def test_convolve_equals_convolution(padding, strides, channels):
 
 
 @pytest.mark.parametrize(
+    ("images", "kernel", "order", "options"),
+    [
+        ((2, 9, 16), (4, 16, 5), ("NWC", "WIO", "NWC"), {"padding": [(3, 3)]}),
+        ((2, 9, 16), (3, 16, 5), ("NWC", "WIO", "NWC"), {"padding": [(4, 1)], "rhs_dilation": (2,)}),
+        ((2, 9, 16), (3, 8, 4), ("NWC", "WIO", "NWC"), {"padding": [(2, 2)], "feature_group_count": 2}),
+        ((2, 16, 9), (5, 16, 4), None, {"padding": [(3, 3)]}),
+        ((2, 6, 5, 9), (3, 3, 9, 4), ORDER, {"padding": [(2, 2), (0, 0)]}),
+        (
+            (2, 4, 3, 3, 2),
+            (2, 2, 2, 2, 3),
+            ("NDHWC", "DHWIO", "NDHWC"),
+            {"padding": [(1, 1), (0, 0), (2, 0)]},
+        ),
+    ],
+)
+def test_padding_that_is_slow_or_wrong_on_a_cpu_is_apart(images, kernel, order, options):
+    x, w = normal(0, *images), normal(1, *kernel)
+    options = {"dimension_numbers": order, **options}
+    strides = (1,) * (x.ndim - 2)
+    fast = functools.partial(convolve, strides=strides, **options)
+    plain = functools.partial(lax.conv_general_dilated, window_strides=strides, **options)
+    assert_equal(fast, plain, x, w)
+    programs = {
+        platform: jax.export.export(jax.jit(fast), platforms=[platform])(x, w).mlir_module()
+        for platform in ("cpu", "tpu")
+    }
+    assert "stablehlo.pad" in programs["cpu"]
+    assert "stablehlo.pad" not in programs["tpu"]
+
+
+@pytest.mark.parametrize("strides", [(1,), (2,)])
+@pytest.mark.parametrize("pads", [(8, -2), (3, -1), (5, 0), (-5, 1), (-1, 4), (0, 7), (6, 6)])
+def test_convolution_with_any_padding_is_the_sum_it_should_be(pads, strides):
+    """Where pixels are lost XLA:CPU reads beyond its images, so that it is no reference."""
+    x, w = normal(0, 2, 9, 16), normal(1, 4, 16, 5)
+
+    def by_hand(x, w):
+        edges = [max(0, n) for n in pads]
+        padded = jnp.concatenate([jnp.zeros((2, edges[0], 16)), x, jnp.zeros((2, edges[1], 16))], 1)
+        kept = padded[:, max(0, -pads[0]) : padded.shape[1] - max(0, -pads[1])]
+        steps = range(0, kept.shape[1] - 3, strides[0])
+        return jnp.stack([jnp.einsum("bwc,wcf->bf", kept[:, i : i + 4], w) for i in steps], 1)
+
+    fast = functools.partial(
+        convolve, strides=strides, padding=[pads], dimension_numbers=("NWC", "WIO", "NWC")
+    )
+    assert_equal(fast, by_hand, x, w)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(2, 1), (4, 4), (16, 1)])
+def test_pixels_may_be_cut_off_instead_of_padded(channels, groups):
+    x, w = normal(0, 2, 9, 8, channels), normal(1, 3, 3, channels // groups, 4)
+    options = {"dimension_numbers": ORDER, "feature_group_count": groups}
+    cut = functools.partial(convolve, strides=(1, 1), padding=[(-2, 1), (1, -1)], **options)
+
+    def by_hand(x, w):
+        x = jnp.pad(x[:, 2:, :-1], ((0, 0), (0, 1), (1, 0), (0, 0)))
+        return lax.conv_general_dilated(x, w, (1, 1), "VALID", **options)
+
+    assert_equal(cut, by_hand, x, w)
+
+
+@pytest.mark.parametrize("padding", ["SAME", [(2, 0)], [(1, 1)]])
+def test_other_padding_is_left_to_the_convolution(padding):
+    fast = functools.partial(convolve, strides=(1,), padding=padding, dimension_numbers=("NWC", "WIO", "NWC"))
+    assert "pad[" not in str(jax.make_jaxpr(fast)(normal(0, 2, 9, 4), normal(1, 3, 4, 5)))
+
+
+@pytest.mark.parametrize(
     "options",
     [
         {},
