@@ -9,12 +9,19 @@ from typing import Any
 import jax
 
 
-def equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations of a jaxpr, those of the functions it calls included, each once."""
+def equations(jaxpr: Any, platform: str | None = None) -> Iterator[Any]:
+    """All equations of a jaxpr, those of the functions it calls included, each once.
+
+    Of formulations by platform (`jax.lax.platform_dependent`) that of ``platform``, or all of them.
+    """
     for equation in jaxpr.eqns:
         yield equation
-        for each in _inner(equation):
-            yield from equations(each)
+        inner, choices = _inner(equation), equation.params.get("branches_platforms")
+        if platform and choices:
+            own = [names is None or platform in names for names in choices].index(True)
+            inner = [equation.params["branches"][own].jaxpr]
+        for each in inner:
+            yield from equations(each, platform)
 
 
 def executed(jaxpr: Any, scope: str = "", times: int = 1) -> Iterator[tuple[str, Any, int]]:

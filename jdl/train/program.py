@@ -306,5 +306,5 @@ def in_words(what: str, batch: Any) -> Iterator[None]:
 
 
 def _has_convolution(jaxpr: Any) -> bool:
-    """Whether there is a convolution, which XLA:CPU runs several times slower inside a loop."""
-    return any(equation.primitive.name == "conv_general_dilated" for equation in equations(jaxpr))
+    """Whether a CPU's program has a convolution, which XLA:CPU runs several times slower inside a loop."""
+    return any(equation.primitive.name == "conv_general_dilated" for equation in equations(jaxpr, "cpu"))

@@ -15,7 +15,8 @@ import numpy as np
 import optax
 import pytest
 
-from jdl import core, data, learners, tasks, train
+from jdl import core, data, learners, models, tasks, train
+from jdl.train.program import build
 from tests.train.training import Net, arrays, digest, learner, outcome, start
 
 
@@ -34,6 +35,19 @@ def test_resident_and_host_batches_several_and_single_steps_are_one() -> None:
     # One program of one step, whoever calls the batches, and one answer.
     assert digest(single.state) == digest(start(several_steps=False, log_every=120).state)
     assert digest(several.state) == digest(start(several_steps=True, log_every=7, evaluate_every=120).state)
+
+
+@pytest.mark.parametrize(("module", "expected"), [(models.LeNet5(), True), (models.TwoConv(), False)])
+def test_a_cpu_does_several_steps_at_once_unless_its_program_has_convolutions(
+    module: Any, expected: bool
+) -> None:
+    """LeNet's convolutions are products on a CPU; those of many channels stay, and are slow in a loop."""
+    side = 32 if isinstance(module, models.LeNet5) else 28
+    arrays = {"inputs": np.zeros((8, side, side, 1), np.float32), "labels": np.zeros(8, np.int32)}
+    batches, mesh = data.shuffled(arrays, 4), train.make_mesh("data:1")
+    one = learners.gradient(tasks.classification(module), optax.sgd(0.1))
+    program = build(one, jax.random.key(0), batches, batches(0), {}, mesh, "jit", None)
+    assert program.steps_at_once == expected
 
 
 def test_records_are_means_since_the_last() -> None:
