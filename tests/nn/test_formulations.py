@@ -1,6 +1,7 @@
 """Each fast formulation equals its plain twin, in value and gradient, and is used where it is meant to be."""
 
 import functools
+import re
 
 import jax
 import jax.export
@@ -14,6 +15,7 @@ from jdl.core import Array
 from jdl.models import LeNet5
 from jdl.nn import Conv, convolution, max_pool
 from jdl.nn.convolution import banded_convolution, convolve
+from jdl.nn.doubling import double, halve
 from jdl.nn.linear import flat_dot_general
 
 ORDER = ("NHWC", "HWIO", "NHWC")
@@ -297,6 +299,37 @@ def test_accelerators_get_convolutions(platform):
     assert program.count("stablehlo.convolution") == 5  # two forward, two kernels' gradients, one input's
     # Three fully connected layers, forward and backward, but for the gradient of a sum's.
     assert program.count("stablehlo.dot_general") <= 9
+
+
+@pytest.mark.parametrize(
+    ("function", "images", "kernel", "operation"),
+    [
+        ("pointwise", (2, 6, 6, 16), (1, 1, 16, 8), "convolution"),
+        ("depthwise", (2, 6, 6, 16), (3, 3, 1, 16), "convolution"),
+        ("few channels", (2, 6, 6, 2), (3, 3, 2, 8), "convolution"),
+        ("halving", (2, 6, 6, 16), (4, 4, 16, 8), "convolution"),
+        ("doubling", (2, 6, 6, 16), (4, 4, 16, 8), "convolution"),
+        ("overlapping maxima", (2, 7, 7, 16), None, "reduce_window"),
+    ],
+)
+def test_each_formulation_is_one_operation_for_a_tpu_and_none_for_a_cpu(function, images, kernel, operation):
+    def call(x, *w):
+        if function == "overlapping maxima":
+            return max_pool(x, (3, 3), (2, 2))
+        if function in ("halving", "doubling"):
+            return {"halving": halve, "doubling": double}[function](x, *w)
+        groups = images[-1] if function == "depthwise" else 1
+        return convolve(x, *w, (1, 1), "SAME", dimension_numbers=ORDER, feature_group_count=groups)
+
+    arguments = [jnp.ones(shape) for shape in (images, kernel) if shape]
+    found = {}
+    for platform in ("cpu", "tpu", "cuda"):
+        program = jax.export.export(jax.jit(call), platforms=[platform])(*arguments).mlir_module()
+        # A choice by platform that is made already, and what windows and kernels are written with.
+        aside = {"case", "constant", "return", "maximum", "reverse", "broadcast_in_dim"}
+        found[platform] = sorted(set(re.findall(r"stablehlo\.(\w+)", program)) - aside)
+    assert found["tpu"] == found["cuda"] == [operation]
+    assert operation not in found["cpu"]
 
 
 def test_cpu_gets_products():
