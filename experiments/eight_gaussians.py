@@ -164,7 +164,7 @@ def main(config: Config) -> dict[str, dict[str, list[float]]]:
             )
             for name, each in found.items()
         ),
-        subject=None, note="A block is a seed.",
+        subject=None, note="A sample is a seed.",
     )  # fmt: skip
     if not config.execution.quiet:
         print(f"\n{report(found)}\n\npictures and figures: {folder}")

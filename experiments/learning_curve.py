@@ -300,7 +300,7 @@ def _offer(folder: Path, config: Config, sizes: Sequence[int], found: dict[str, 
             for network, each in found.items()
             for size, errors in zip(sizes, each["errors"], strict=True)
         ),
-        note=f"A block is a seed: images, weights and order. {laws}",
+        note=f"A sample is a seed: images, weights and order. {laws}",
     )
 
 

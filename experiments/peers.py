@@ -46,6 +46,7 @@ def timed(
         "energy_wh": None if None in energies else tuple(energy or 0.0 for energy in energies),
         "energy_how": meters[0].how,
         "device": ledger.device_description(),
+        "commit": ledger.commit(),
         "date": datetime.date.today().isoformat(),
         "note": note(found) + (" The machine ran other work too: times are upper bounds." if busy else ""),
     }

@@ -560,6 +560,7 @@ def result(
         energy_wh=None if None in energies else tuple(energies),
         energy_how=found[0]["energy_how"],
         device=ledger.device_description(),
+        commit=ledger.commit(),
         date=datetime.date.today().isoformat(),
         note=f"{recipe.note} The machine ran other work too: times are upper bounds.".strip()
         if busy

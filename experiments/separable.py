@@ -265,7 +265,7 @@ def _offer(folder: Path, config: Config, found: Mapping[str, Any], load: str) ->
         "%",
         {kind: each["errors"] for kind, each in found.items()},
         subject=None,
-        note="A block is a seed. Howard et al. 2017, table 4, on ImageNet: 28.3 % top-1 error with full "
+        note="A sample is a seed. Howard et al. 2017, table 4, on ImageNet: 28.3 % top-1 error with full "
         "convolutions, 29.4 % with separable ones and an eighth of the multiply-adds (recalled).",
     )
     for size in config.batch_sizes:

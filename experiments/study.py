@@ -133,6 +133,7 @@ def offer(folder: Path, experiment: str, config: Any, **fields: Any) -> ledger.B
         **fields,
         command=" ".join([f"python -m experiments.{experiment}", *cli.flags(config)]),
         device=ledger.device_description(),
+        commit=ledger.commit(),
         date=datetime.date.today().isoformat(),
     )
     ledger.record(entry, folder / "ledger")

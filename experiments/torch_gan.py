@@ -139,11 +139,13 @@ def take_turn(players: Players, recipe: gan.Recipe, reals: Sequence[Any], latent
         of_judge.zero_grad(set_to_none=True)
         judged.backward()
         of_judge.step()
+    judge.requires_grad_(False)  # Its weights learn nothing from the generator's update.
     logits = judge(fake if is_even else make(torch.randn(len(real), latents, device=real.device)))
     _, made = losses(recipe.loss, logits, logits)
     of_make.zero_grad(set_to_none=True)
     made.backward()
     of_make.step()
+    judge.requires_grad_(True)
     return judged.detach(), made.detach()
 
 

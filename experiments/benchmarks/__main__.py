@@ -20,13 +20,14 @@ turns in short blocks, and blocks in which other programs ran are thrown away.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import os
 import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,14 @@ FAKE, ONE = 8, "data:1"
 MESHES = ("data:8", "fsdp:8", "data:4,fsdp:2", "data:4,tensor:2", "data:2,fsdp:2,tensor:2", "sequence:8")
 """How eight devices split a step."""
 Commands = list[tuple[list[str], dict[str, str]]]
+Check = Callable[[Sequence[Worker]], None]
+"""Raises ValueError where contenders do not compute the same."""
+JAX_PEERS = {"linen", "keras", "equinox"}
+"""Peers to which a cache of compiled programs is given: jdl and PyTorch bring their own."""
+STARTS = 3
+"""How often each contender is started without compiled programs, and with them."""
 FIRST_COLD, FIRST_WARM = "first step, cold, s", "first step, warm, s"
-MEMORY, BUSY, LEAST = "peak memory, MiB", "share of cores", "at least, ms"
+BUSY, LEAST = "processor time with spinning, share of cores", "at least, ms"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Contenders share an accelerator, so none of them may take all of its memory when it starts.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     options = _parse(arguments)
+    ledger.commit()  # of what is measured, whatever becomes of the code meanwhile
     entries = []
     named = options.workloads or [
         name for name in (*WORKLOADS, *OTHERS) if name not in FOR_ACCELERATORS or not _on_cpu()
@@ -176,12 +184,14 @@ def measure_steps(name: str, options: argparse.Namespace) -> list[ledger.Benchma
             if _on_cpu():  # elsewhere nothing is prepared
                 commands.append(plain)
             commands += [(command(name, peer, folder), {}) for peer in peers]
-        seconds, more = _measured(commands, options, workload.tolerance)
+        seconds, more = _measured(commands, options, _same_losses(workload))
     _add_rates(workload, seconds, more)
     note = _kept(options) + (
         " In a training step jdl also gathers the batch, measures accuracy and gradient norm and checks that "
         "all is finite; the peers do not."
     )
+    if not options.once:
+        note += f" Starts are medians of {STARTS}. Peers on JAX keep compiled programs as jdl does."
     kind = "levers" if options.levers else "step"
     return [
         report.entry(
@@ -229,30 +239,31 @@ def _playing(devices: int) -> dict[str, str]:
     return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
 
 
+def _same_losses(workload: Workload) -> Check:
+    return functools.partial(check_equal, tolerance=workload.tolerance)
+
+
 def _measured(
-    commands: Commands, options: argparse.Namespace, tolerance: float
+    commands: Commands, options: argparse.Namespace, check: Check
 ) -> tuple[dict[str, list[float]], dict[str, dict[str, float]]]:
     """Milliseconds a step by label, and what is known of each beside them.
 
-    Every contender is started twice, with caches of compiled programs of its own that are empty at first; or
-    once, all of them together, and then nothing is said of their starts.
+    Every contender is started several times with an empty cache of compiled programs, and as often with one
+    of its own that is full, and the medians are kept; or once, all of them together, and then nothing is said
+    of their starts.
     """
     with tempfile.TemporaryDirectory() as caches:
         commands = [
-            (arguments, {**environment, **_cached(Path(caches) / str(i))})
+            (arguments, {**environment, **_cached(arguments, Path(caches) / str(i))})
             for i, (arguments, environment) in enumerate(commands)
         ]
-        cold = []
-        for arguments, environment in () if options.once else commands:
-            worker = Worker(arguments, environment).ready()
-            cold.append(worker.started)
-            worker.close()
+        starts = [] if options.once else [_starts(*each) for each in commands]
         with started(commands, at_once=options.once) as workers:
-            check_equal(workers, tolerance)
+            check(workers)
             blocks = take_turns(workers, 60 * options.minutes / len(workers), tolerate=options.tolerate)
     more = {
         worker.label: {
-            MEMORY: worker.memory / MEBIBYTE,
+            ledger.MEMORY: worker.memory / MEBIBYTE,
             BUSY: statistics.median(block.utilisation for block in blocks[worker.label]),
         }
         for worker in workers
@@ -261,17 +272,44 @@ def _measured(
         if worker.least:
             more[worker.label][LEAST] = 1e3 * worker.least
     if not options.once:
-        for worker, first in zip(workers, cold, strict=True):
-            more[worker.label] |= {FIRST_COLD: first, FIRST_WARM: worker.started}
+        for worker, (cold, warm) in zip(workers, starts, strict=True):
+            more[worker.label] |= {
+                FIRST_COLD: statistics.median(cold),
+                FIRST_WARM: statistics.median([*warm, worker.started]),
+            }
     return _times(blocks, 1e3), more
 
 
-def _cached(folder: Path) -> dict[str, str]:
-    """Variables that put every cache of compiled programs into a folder."""
+def _starts(arguments: list[str], environment: dict[str, str]) -> tuple[list[float], list[float]]:
+    """Seconds to the first step with empty caches and with full ones, these once less: one start follows."""
+    cold = []
+    for i in range(STARTS):
+        with tempfile.TemporaryDirectory() as other:
+            # The last fills the contender's own cache.
+            caches = _cached(arguments, Path(other)) if i < STARTS - 1 else {}
+            cold.append(_seconds_to_start(arguments, {**environment, **caches}))
+    return cold, [_seconds_to_start(arguments, environment) for _ in range(STARTS - 1)]
+
+
+def _seconds_to_start(arguments: list[str], environment: dict[str, str]) -> float:
+    worker = Worker(arguments, environment)
+    try:
+        return worker.ready().started
+    finally:
+        worker.close()
+
+
+def _cached(arguments: Sequence[str], folder: Path) -> dict[str, str]:
+    """Variables that put every cache of compiled programs that a contender has into a folder."""
+    variables = {"JDL_CACHE": str(folder / "jdl"), "TORCHINDUCTOR_CACHE_DIR": str(folder / "torch")}
+    if not JAX_PEERS.intersection(arguments):
+        return {**variables, "JAX_COMPILATION_CACHE_DIR": ""}
     return {
-        "JDL_CACHE": str(folder / "jdl"),
-        "JAX_COMPILATION_CACHE_DIR": "",
-        "TORCHINDUCTOR_CACHE_DIR": str(folder / "torch"),
+        **variables,
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "jax"),
+        # As jdl sets them for itself.
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
 
 
@@ -286,21 +324,17 @@ def measure_overhead(_: str, options: argparse.Namespace) -> list[ledger.Benchma
             ]
             with started(commands) as workers:
                 blocks = take_turns(workers, 30 * options.minutes, tolerate=options.tolerate)
-                bare, fit = (
-                    statistics.median(block.seconds for block in blocks[worker.label]) for worker in workers
-                )
-                subject = workers[1].label
-        cost = f"{1e6 * (fit - bare):.1f} us a step ({100 * (fit / bare - 1):.1f} %)"
-        print(f"{OVERHEADS[name].title}, {subject}: {cost} over the step alone")
+                base = workers[0].label
         entries.append(
             report.entry(
                 f"fit_{name}_{how}",
-                OVERHEADS[name].title,
+                f"{OVERHEADS[name].title}, {how} step{'s' * (how == 'several')} a dispatch",
                 "time of a step",
                 "us",
                 _times(blocks, 1e6),
                 options.command,
                 _kept(options),
+                base=base,
             )
         )
     return entries
@@ -317,7 +351,7 @@ def measure_startup(name: str, options: argparse.Namespace, repeats: int = 3) ->
     starts = {"cold cache": cold, "warm cache": warm}
     seconds = {label: [each.seconds for each in found] for label, found in starts.items()}
     memory = {
-        label: {MEMORY: statistics.median(each.memory for each in found) / MEBIBYTE}
+        label: {ledger.MEMORY: statistics.median(each.memory for each in found) / MEBIBYTE}
         for label, found in starts.items()
     }
     title = "LeNet-5 on the digits: process start to first step"
@@ -347,7 +381,7 @@ def measure_decoding(name: str, options: argparse.Namespace) -> list[ledger.Benc
             decoding.write(rows, Path(folder))
             contenders = ["jdl", "jdl-scan", *(["torch"] if "torch" in options.peers else [])]
             commands: Commands = [(decoding.command(each, Path(folder)), {}) for each in contenders]
-            times, more = _measured(commands, options, 1e-4)
+            times, more = _measured(commands, options, decoding.check_same)
         title = f"{decoding.TITLE}, {rows} at once"
         entries.append(
             report.entry(
@@ -374,19 +408,16 @@ def measure_job(name: str, options: argparse.Namespace) -> list[ledger.Benchmark
             done = jobs.start(name, contender, seed)
             found.setdefault(done.label, []).append(done)
             print(f"{name}, {done.label}, seed {seed}: {done.sentence(job)}", flush=True)
-    seconds = {
-        label: [done.seconds for done in each if done.seconds is not None] for label, each in found.items()
-    }
-    if not all(seconds.values()):
-        print(f"{name}: not every contender came to the target, so there is nothing to compare")
+    if any(done.seconds is None for each in found.values() for done in each):
+        print(f"{name}: not every run came to the target, and a median of the others would flatter")
         return []
+    seconds = {label: [done.seconds for done in each if done.seconds] for label, each in found.items()}
     reached = {
         label: {f"{job.metric} there": statistics.median(done.quality for done in each)}
         for label, each in found.items()
     }
-    note = f"{job.recipe} From the start of the process, compiling and evaluating included."
-    if misses := sum(done.seconds is None for each in found.values() for done in each):
-        note += f" {misses} runs did not come to the target and are not counted."
+    note = f"{job.recipe} From the start of the process, compiling and evaluating included: each run begins "
+    note += "with an empty cache of compiled programs."
     return [
         report.entry(name, job.title, "time to the target", "s", seconds, options.command, note, more=reached)
     ]
@@ -402,7 +433,7 @@ def measure_meshes(name: str, options: argparse.Namespace) -> list[ledger.Benchm
         commands: Commands = [
             (command("gpt", f"mesh-{mesh}", folder), {} if mesh == ONE else flags) for mesh in (ONE, *MESHES)
         ]
-        seconds, more = _measured(commands, options, workload.tolerance)
+        seconds, more = _measured(commands, options, _same_losses(workload))
     note = (
         f"{FAKE} devices that XLA makes of the same cores, which share them: what the splitting costs. "
         "Programs of several devices are compiled anew in each process: their warm start is a cold one. "

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.benchmarks import equinox_peer, keras_peer, levers, linen_peer, torch_peer
-from experiments.benchmarks.harness import Contender, first_losses, peak_memory, serve
+from experiments.benchmarks.harness import Contender, first_losses, jax_memory, serve
 from experiments.benchmarks.steps import Run
 from experiments.benchmarks.workloads import OVERHEADS, RATES, WORKLOADS, Given, read
 
@@ -68,18 +68,9 @@ def jdl_steps(
         losses,
         lambda steps: run.run(steps, bare=bare),
         first_step,
-        _memory(),
+        jax_memory(),
         least,
     )
-
-
-def _memory() -> Callable[[], int]:
-    import jax
-
-    device = jax.devices()[0]
-    if device.platform == "cpu" or device.memory_stats() is None:
-        return peak_memory
-    return lambda: int(device.memory_stats()["peak_bytes_in_use"])
 
 
 def _named(label: str) -> str:
@@ -122,7 +113,7 @@ def jdl_predict(given: Given, label: str) -> Contender:
         return time.perf_counter() - start
 
     parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
-    return Contender(label, parameters, losses, run, first_step)
+    return Contender(label, parameters, losses, run, first_step, jax_memory())
 
 
 def jdl_fit(given: Given, several: bool | None = None) -> Contender:
@@ -145,7 +136,9 @@ def jdl_fit(given: Given, several: bool | None = None) -> Contender:
         return (end - start) / (last - first) * steps
 
     how = "one step a dispatch" if several is False else "several steps a dispatch"
-    return Contender(f"fit, {how}", sum(x.size for x in given.weights.values()), [], run, time.time())
+    return Contender(
+        f"fit, {how}", sum(x.size for x in given.weights.values()), [], run, time.time(), jax_memory()
+    )
 
 
 def jdl_runs(given: Given) -> Contender:
@@ -162,7 +155,12 @@ def jdl_runs(given: Given) -> Contender:
     losses, first_step = first_losses(first)
     parameters = sum(x.size for x in given.weights.values())
     return Contender(
-        f"jdl, {len(runs)} runs", parameters, losses, lambda n: sum(run.run(n) for run in runs), first_step
+        f"jdl, {len(runs)} runs",
+        parameters,
+        losses,
+        lambda n: sum(run.run(n) for run in runs),
+        first_step,
+        jax_memory(),
     )
 
 

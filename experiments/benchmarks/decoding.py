@@ -8,20 +8,31 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments import torch_gpt
-from experiments.benchmarks.harness import Contender, cores, serve
+from experiments.benchmarks.harness import (
+    Contender,
+    Worker,
+    check_sizes,
+    cores,
+    jax_memory,
+    peak_memory,
+    serve,
+)
 
 VOCABULARY, CONTEXT, WIDTH, DEPTH, HEADS = 65, 256, 192, 6, 6
 PROMPT, NEW = 16, 128
 """Tokens of a prompt, and tokens to write."""
 TITLE = f"GPT of {DEPTH} layers, width {WIDTH}, float32: {NEW} tokens after a prompt of {PROMPT}, greedy"
 BATCHES = (1, 32)
+SAME = 0.9
+"""The share of the tokens that contenders must agree on: where two logits tie, rounding decides which is
+written, and what follows in the row differs too."""
 
 
 def _module() -> Any:
@@ -51,8 +62,29 @@ def read(folder: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
         return dict(weights), np.load(folder / "prompts.npy")
 
 
-def _contender(label: str, parameters: int, decode: Callable[[], np.ndarray]) -> Contender:
-    """One whose "losses" are the mean tokens it wrote at the first places."""
+def check_same(contenders: Sequence[Worker | Contender]) -> None:
+    """Checks that all have a model of the same size, and wrote the same tokens but for a few.
+
+    Raises:
+        ValueError: naming the first that differs, and by how much.
+    """
+    check_sizes(contenders)
+    first, *others = contenders
+    for other in others:
+        pairs = zip(first.losses, other.losses, strict=True)
+        if (same := np.mean([a == b for a, b in pairs])) < SAME:
+            raise ValueError(
+                f"{other.label} wrote {same:.1%} of the tokens that {first.label} wrote, less than {SAME:.0%}"
+            )
+
+
+def _contender(
+    label: str,
+    parameters: int,
+    decode: Callable[[], np.ndarray],
+    memory: Callable[[], int] = peak_memory,
+) -> Contender:
+    """One whose "losses" are the tokens that it wrote, row by row."""
     tokens, first_step = decode(), time.time()
 
     def run(steps: int) -> float:
@@ -61,7 +93,7 @@ def _contender(label: str, parameters: int, decode: Callable[[], np.ndarray]) ->
             decode()
         return time.perf_counter() - start
 
-    return Contender(label, parameters, tokens[:, :3].mean(0).tolist(), run, first_step)
+    return Contender(label, parameters, tokens.ravel().tolist(), run, first_step, memory)
 
 
 def jdl(folder: Path, *, scan: bool = False) -> Contender:
@@ -88,7 +120,7 @@ def jdl(folder: Path, *, scan: bool = False) -> Contender:
         return np.asarray(written.tokens_BN)
 
     parameters = sum(x.size for x in jax.tree.leaves(variables))
-    return _contender("jdl, layers in a loop" if scan else "jdl", parameters, decode)
+    return _contender("jdl, layers in a loop" if scan else "jdl", parameters, decode, jax_memory())
 
 
 def pytorch(folder: Path) -> Contender:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benchmarks.harness import Contender, first_losses
+from experiments.benchmarks.harness import Contender, first_losses, jax_memory
 from experiments.benchmarks.workloads import Given
 
 
@@ -155,4 +155,4 @@ def equinox(given: Given) -> Contender:
         jax.block_until_ready((model, value))
         return time.perf_counter() - start
 
-    return Contender("Equinox", parameters, losses, run, first_step)
+    return Contender("Equinox", parameters, losses, run, first_step, jax_memory())

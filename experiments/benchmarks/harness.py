@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 
 from experiments.catalogue import ROOT
 
+MOST_APART = 0.1
+"""How far losses may be apart at most, relative, however many steps have amplified rounding."""
+
 BLOCK_SECONDS = 1.5
 """Time of a block: long beside a step, short beside the minutes in which a shared machine changes."""
 
@@ -32,13 +35,24 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def jax_memory() -> Callable[[], int]:
+    """Tells the most memory that JAX has held, bytes: the device's own, or this process's on a CPU."""
+    import jax
+
+    device = jax.devices()[0]
+    if device.platform == "cpu" or device.memory_stats() is None:
+        return peak_memory
+    return lambda: int(device.memory_stats()["peak_bytes_in_use"])
+
+
 class Contender(NamedTuple):
     """What competes, inside its process.
 
     Attributes:
         label: what tables call it.
         parameters: how many the model has.
-        losses: of the first steps, from the given weights on the given batches.
+        losses: of the first steps, from the given weights on the given batches; as many a step. Of one that
+            writes, its tokens.
         run: ``steps -> seconds`` that they took, everything finished.
         first_step: when the first step was done, seconds since the epoch.
         memory: the most that it has held, bytes: of the processor's memory, or of the accelerator's if it
@@ -60,7 +74,8 @@ class Block(NamedTuple):
 
     Attributes:
         seconds: of one step.
-        utilisation: the share of all cores that the process kept busy, 0 to 1.
+        utilisation: the process's time on a processor as a share of all cores, 0 to 1. A thread that spins
+            while it waits counts as busy.
     """
 
     seconds: float
@@ -93,7 +108,7 @@ def serve(contender: Contender) -> None:
     """Answers the lines on stdin, each a JSON number of steps, until there are no more.
 
     The first line of output describes the contender; each further one has the seconds that the steps took,
-    the share of the cores that was busy, and the peak of memory.
+    the processor time as a share of the cores, and the peak of memory.
     """
     answers, sys.stdout = sys.stdout, sys.stderr
 
@@ -208,10 +223,8 @@ def started(
         yield workers
 
 
-def check_equal(workers: Sequence[Worker], tolerance: float = 1e-4) -> None:
-    """Checks that all have the same model: its size, and the first losses from the same weights and batches.
-
-    The first loss must agree within ``tolerance``, relative; each step may amplify rounding ten times.
+def check_sizes(workers: Sequence[Worker | Contender]) -> None:
+    """Checks that all have a model of the same size.
 
     Raises:
         ValueError: naming the first that differs, and the numbers.
@@ -222,8 +235,26 @@ def check_equal(workers: Sequence[Worker], tolerance: float = 1e-4) -> None:
             raise ValueError(
                 f"{other.label} has {other.parameters:,} parameters, {first.label} has {first.parameters:,}"
             )
+
+
+def check_equal(workers: Sequence[Worker | Contender], tolerance: float = 1e-4) -> None:
+    """Checks that all have the same model: its size, and the first losses from the same weights and batches.
+
+    The losses of the first step must agree within ``tolerance``, relative; each step may amplify rounding
+    ten times, up to `MOST_APART`.
+
+    Raises:
+        ValueError: naming the first that differs, and the numbers.
+    """
+    check_sizes(workers)
+    first = workers[0]
+    for other in workers[1:]:
+        a_step = max(1, len(first.losses) // FIRST_STEPS)
         pairs = enumerate(zip(first.losses, other.losses, strict=True))
-        if not all(math.isclose(a, b, rel_tol=tolerance * 10**i) for i, (a, b) in pairs):
+        if not all(
+            math.isclose(a, b, rel_tol=min(tolerance * 10 ** (i // a_step), MOST_APART))
+            for i, (a, b) in pairs
+        ):
             raise ValueError(
                 f"{other.label} starts with the losses {other.losses} where {first.label} has {first.losses}"
             )
@@ -231,6 +262,8 @@ def check_equal(workers: Sequence[Worker], tolerance: float = 1e-4) -> None:
 
 class OtherLoad:
     """How busy the machine is with anything but a worker and this process.
+
+    Time that a virtual machine's host gave to others ("steal") counts too.
 
     Example:
         >>> load = OtherLoad(os.getpid())
@@ -251,7 +284,8 @@ class OtherLoad:
         import psutil
 
         times = psutil.cpu_times()
-        busy = sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq"))
+        kinds = ("user", "nice", "system", "irq", "softirq", "steal")
+        busy = sum(getattr(times, kind, 0.0) for kind in kinds)
         ours = sum(sum(process.cpu_times()[:2]) for process in set(self._processes))
         return time.perf_counter(), busy - ours
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -152,16 +153,20 @@ def write(name: str, folder: Path) -> None:
 
 
 def start(name: str, contender: str, seed: int) -> Done:
-    """Runs a job in a process of its own.
+    """Runs a job in a process of its own, with an empty cache of compiled programs.
 
     Raises:
         RuntimeError: if it fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         write(name, Path(folder))
+        environment = {**os.environ, "JDL_CACHE": str(Path(folder) / "cache")}
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         begin = time.time()
         arguments = ["-m", "experiments.benchmarks.jobs", name, contender, str(seed), folder]
-        found = subprocess.run([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        found = subprocess.run(
+            [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment
+        )
     if found.returncode:
         raise RuntimeError(f"{name} in {contender} ended with status {found.returncode}")
     told = json.loads(found.stdout.splitlines()[-1])

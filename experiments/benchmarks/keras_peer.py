@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benchmarks.harness import Contender, first_losses
+from experiments.benchmarks.harness import Contender, first_losses, jax_memory
 from experiments.benchmarks.workloads import BATCHES, LEARNING_RATE, Given
 
 
@@ -60,4 +60,4 @@ def keras(given: Given) -> Contender:
         model.fit(inputs, labels, given.workload.batch_size, epochs=rounds, shuffle=False, verbose=0)
         return (time.perf_counter() - start) / (rounds * BATCHES) * steps
 
-    return Contender("Keras on JAX", parameters, losses, run, first_step)
+    return Contender("Keras on JAX", parameters, losses, run, first_step, jax_memory())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from experiments.benchmarks.harness import Contender, first_losses
+from experiments.benchmarks.harness import Contender, first_losses, jax_memory
 from experiments.benchmarks.workloads import Given
 
 
@@ -185,4 +185,4 @@ def linen(given: Given) -> Contender:
         return time.perf_counter() - start
 
     parameters = sum(x.size for x in jax.tree.leaves(params))
-    return Contender("Flax, TrainState", parameters, losses, run, first_step)
+    return Contender("Flax, TrainState", parameters, losses, run, first_step, jax_memory())

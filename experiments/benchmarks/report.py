@@ -12,7 +12,7 @@ from experiments.ledger.entries import Goal
 
 GROUP = "Speed"
 OURS = "jdl"
-"""Every contender whose label begins so is no peer."""
+"""The contender that ratios speak for; where a label begins so, the contender is no peer of it."""
 
 
 def entry(
@@ -26,8 +26,9 @@ def entry(
     *,
     goal: Goal = "min",
     more: Mapping[str, Mapping[str, float]] | None = None,
+    base: str | None = None,
 ) -> ledger.Benchmark:
-    """A benchmark for the ledger, with today's date and this machine.
+    """A benchmark for the ledger, with today's date, this machine and this code.
 
     Args:
         name: the file's name.
@@ -39,6 +40,7 @@ def entry(
         note: what a reader must know.
         goal: whether less is better.
         more: by label, further figures by name.
+        base: the label of what the others hold and add something to.
     """
     return ledger.Benchmark(
         name=name,
@@ -60,20 +62,16 @@ def entry(
         device=ledger.device_description(),
         date=datetime.date.today().isoformat(),
         note=note,
+        commit=ledger.commit(),
+        base=base,
     )
 
 
 def fastest_peer(found: ledger.Benchmark) -> tuple[str, float] | None:
     """The peer that the subject has least of an advantage over, and how many times better the subject is."""
-    ratios = [
-        (ratio, row.label)
-        for row in found.rows
-        if not row.label.startswith(OURS) and (ratio := found.ratio(row)) is not None
-    ]
-    if not ratios:
-        return None
-    ratio, label = min(ratios)
-    return label, ratio
+    peer = found.best_peer
+    ratio = None if peer is None else found.ratio(peer)
+    return None if peer is None or ratio is None else (peer.label, ratio)
 
 
 def table(found: ledger.Benchmark) -> str:
@@ -93,6 +91,8 @@ def table(found: ledger.Benchmark) -> str:
         for name, width in zip(more, widths, strict=True):
             line += f"{ledger.figure(row.more[name]) if name in row.more else '':>{width}}"
         lines.append(line.rstrip())
+        if (added := found.added(row)) is not None:
+            lines.append(f"{row.label} adds {added[0]:.1f} {found.unit} ({added[1]:.1f} %) to {found.base}")
     if (fastest := fastest_peer(found)) is not None:
         lines.append(f"{OURS} is {fastest[1]:.2f} times as good as the best of its peers, {fastest[0]}")
     return "\n".join(lines) + "\n"

@@ -74,13 +74,14 @@ class Run:
         from jdl.core import summarize
 
         program = self.program
-        self.state, sums, _ = jax.block_until_ready(
+        self.state, sums, found = jax.block_until_ready(
             program.advance(self.state, program.zeros, self.batches, step, step + 1)
         )
+        _check(found)
         self.position = step + 1
-        found = summarize(sums)
-        names = ["loss"] if "loss" in found else ["discriminator_loss", "generator_loss"]
-        return [float(np.mean(found[name])) for name in names]
+        means = summarize(sums)
+        names = ["loss"] if "loss" in means else ["discriminator_loss", "generator_loss"]
+        return [float(np.mean(means[name])) for name in names]
 
     def least(self) -> float:
         """Seconds of a step at the device's peak rates; asked first, the first step compiles no more."""
@@ -94,6 +95,9 @@ class Run:
         """Seconds that the next steps take, each sent while the one before is computed.
 
         With ``bare``, as many a dispatch as `fit` has between two records.
+
+        Raises:
+            RuntimeError: if a step was at fault; a dispatch ends at it, and would seem fast.
         """
         import jax
 
@@ -110,12 +114,22 @@ class Run:
             end = min(self.position + at_once, stop)
             self.state, sums, found = program.advance(self.state, sums, self.batches, self.position, end)
             if program.in_turn:
-                jax.block_until_ready(found)
+                jax.block_until_ready(found)  # on every device
+                _check(found)
             elif before is not None:
-                # Without this, steps that wait in line slow down those that run.
-                int(before.step)
+                # Without waiting for it, steps that wait in line slow down those that run.
+                _check(before)
             before, self.position = found, end
         jax.block_until_ready(self.state)
         seconds = time.perf_counter() - start
+        if before is not None:
+            _check(before)
         self.seconds_a_step = seconds / steps
         return seconds
+
+
+def _check(found: Any) -> None:
+    """Waits for a dispatch, and raises RuntimeError if one of its steps was at fault."""
+    if (step := int(found.step)) >= 0:
+        faults = ", ".join(name for name, count in found.faults.items() if np.any(count))
+        raise RuntimeError(f"step {step + 1} was at fault, so its time means nothing: {faults}")

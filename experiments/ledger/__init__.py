@@ -17,6 +17,7 @@ Example:
 """
 
 from experiments.ledger.entries import (
+    MEMORY,
     Benchmark,
     Entry,
     Estimate,
@@ -27,10 +28,11 @@ from experiments.ledger.entries import (
     read,
     record,
 )
-from experiments.ledger.meter import Meter, device_description
+from experiments.ledger.meter import Meter, commit, device_description
 from experiments.ledger.rendering import figure, ours, render, rendered, seeds, stale, with_summary
 
 __all__ = [
+    "MEMORY",
     "Benchmark",
     "Entry",
     "Estimate",
@@ -38,6 +40,7 @@ __all__ = [
     "Published",
     "Result",
     "Row",
+    "commit",
     "device_description",
     "figure",
     "module_of",

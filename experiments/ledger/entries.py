@@ -16,6 +16,9 @@ from typing import Any, Literal
 from experiments.catalogue import ROOT, module_file
 
 RESULTS = ROOT / "experiments" / "results"
+COMMIT = r"([0-9a-f]{7,40}(, changed)?)?"
+MEMORY = "peak memory, MiB"
+"""What a row's memory is called among its further figures."""
 
 Goal = Literal["max", "min"]
 
@@ -61,6 +64,7 @@ class Result:
         device: what `device_description` gives.
         date: the day, "YYYY-MM-DD".
         note: anything a reader must know to compare the figures.
+        commit: what `commit` gives, "" where it is not known.
     """
 
     name: str
@@ -83,6 +87,7 @@ class Result:
     device: Mapping[str, Any]
     date: str
     note: str = ""
+    commit: str = ""
 
     def __post_init__(self) -> None:
         _check_common(self)
@@ -118,7 +123,7 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One contender of a benchmark: its measurements, block by block, in the order they were taken.
+    """One contender of a benchmark: its measurements, in the order they were taken.
 
     Attributes:
         label: what tables call it.
@@ -132,12 +137,12 @@ class Row:
 
     @property
     def median(self) -> float:
-        """The median over blocks."""
+        """The median of the measurements."""
         return statistics.median(self.samples)
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The first and third quartile over blocks."""
+        """The first and third quartile of the measurements."""
         if len(self.samples) < 2:
             return self.samples[0], self.samples[0]
         first, _, third = statistics.quantiles(self.samples, n=4, method="inclusive")
@@ -146,7 +151,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """Contenders that took turns in one run; only their ratios mean something on a shared machine.
+    """Contenders of one run; only their ratios mean something on a shared machine.
 
     Attributes:
         name: the file's name.
@@ -161,6 +166,8 @@ class Benchmark:
         device: what `device_description` gives.
         date: the day, "YYYY-MM-DD".
         note: anything a reader must know to compare the figures.
+        commit: what `commit` gives, "" where it is not known.
+        base: the label of the row that the others hold and add something to, or None.
     """
 
     name: str
@@ -175,6 +182,8 @@ class Benchmark:
     device: Mapping[str, Any]
     date: str
     note: str = ""
+    commit: str = ""
+    base: str | None = None
 
     def __post_init__(self) -> None:
         _check_common(self)
@@ -188,13 +197,40 @@ class Benchmark:
         if self.subject is not None:
             _require(self.subject in labels, self, f"subject {self.subject!r} is none of the rows {labels}")
             _require(all(row.median > 0 for row in self.rows), self, "ratios need positive medians")
+        if self.base is not None:
+            _require(self.base in labels, self, f"base {self.base!r} is none of the rows {labels}")
+            _require(self.row(self.base).median > 0, self, "the base needs a positive median")
+
+    def row(self, label: str) -> Row:
+        """The row of a label."""
+        return next(row for row in self.rows if row.label == label)
 
     def ratio(self, row: Row) -> float | None:
         """How many times better the subject is than ``row``: above one where the subject wins."""
         if self.subject is None or row.label == self.subject:
             return None
-        subject = next(r for r in self.rows if r.label == self.subject)
+        subject = self.row(self.subject)
         return row.median / subject.median if self.goal == "min" else subject.median / row.median
+
+    @property
+    def variants(self) -> list[Row]:
+        """The subject in other ways, no peers of it: rows whose labels begin with its own."""
+        if self.subject is None:
+            return []
+        return [r for r in self.rows if r.label != self.subject and r.label.startswith(self.subject)]
+
+    @property
+    def best_peer(self) -> Row | None:
+        """The peer that the subject has least of an advantage over, or None where it has no peers."""
+        peers = [r for r in self.rows if self.subject and not r.label.startswith(self.subject)]
+        return min(peers, key=lambda r: self.ratio(r) or 0.0, default=None)
+
+    def added(self, row: Row) -> tuple[float, float] | None:
+        """What a row adds to the base: in the unit, and in percent of it."""
+        if self.base is None or row.label == self.base:
+            return None
+        base = self.row(self.base).median
+        return row.median - base, 100 * (row.median / base - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,6 +292,7 @@ def _require(condition: bool, entry: Any, message: str) -> None:
 def _check_common(entry: Any) -> None:
     _check_names(entry, ("title", "group", "metric", "unit"))
     _require(entry.goal in ("max", "min"), entry, f'goal must be "max" or "min", not {entry.goal!r}')
+    _require(bool(re.fullmatch(COMMIT, entry.commit)), entry, f"commit reads {entry.commit!r}")
     for field in ("processor", "jax"):
         _require(field in entry.device, entry, f"device does not say its {field}")
 
@@ -285,11 +322,14 @@ def module_of(command: str) -> str | None:
 def to_json(entry: Entry) -> str:
     """The text of an entry's file: the kind first, then the fields in their order.
 
+    A commit or base that there is not is left out.
+
     Raises:
         ValueError: where a value is something that JSON does not hold, such as NaN.
     """
     kind = next(kind for kind, cls in KINDS.items() if isinstance(entry, cls))
     tree = {"kind": kind, **dataclasses.asdict(entry)}
+    tree = {name: x for name, x in tree.items() if x or name not in ("commit", "base")}
     try:
         return json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:

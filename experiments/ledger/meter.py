@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from experiments.catalogue import ROOT
 
 
 def device_description() -> dict[str, Any]:
@@ -33,6 +37,24 @@ def device_description() -> dict[str, Any]:
         "jaxlib": jaxlib.version.__version__,
     }
     return description
+
+
+@functools.cache
+def commit(root: Path = ROOT) -> str:
+    """The commit of the code when first asked, and whether code was changed since; "" if there is no git."""
+    if not (root / ".git").exists():
+        return ""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        head = git("rev-parse", "--short", "HEAD")
+        # Results that are written meanwhile change no code.
+        return f"{head}, changed" if git("status", "--porcelain", "--", "*.py") else head
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def _processor() -> str:

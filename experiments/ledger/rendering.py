@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.catalogue import ROOT
-from experiments.ledger.entries import RESULTS, Benchmark, Entry, Estimate, Result, read
+from experiments.ledger.entries import MEMORY, RESULTS, Benchmark, Entry, Estimate, Result, Row, read
 
 REPORT = ROOT / "experiments" / "RESULTS.md"
 README = ROOT / "README.md"
@@ -82,8 +82,9 @@ def _cost(result: Result) -> tuple[str, str]:
     return duration(statistics.fmean(result.seconds)), energy
 
 
-def _device(device: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in device.items())
+def _device(device: Mapping[str, Any], commit: str = "") -> str:
+    told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in device.items())
+    return f"{told}, commit {commit}" if commit else told
 
 
 def _result_details(result: Result) -> list[str]:
@@ -100,7 +101,7 @@ def _result_details(result: Result) -> list[str]:
             f"{figure(v)} (seed {s})" for s, v in zip(result.seeds, result.values, strict=True)
         )
         lines.append(f"  Each seed: {values}. Energy: {result.energy_how}.")
-        lines.append(f"  Measured on {result.date}: {_device(result.device)}.")
+        lines.append(f"  Measured on {result.date}: {_device(result.device, result.commit)}.")
     if result.note:
         lines.append(f"  {result.note}")
     return lines
@@ -140,30 +141,38 @@ def render(entries: Sequence[Entry]) -> str:
             "",
             "## Benchmarks",
             "",
-            "Contenders take turns in short blocks of one run. A ratio above one",
+            "A ratio above one says how many times better the row in bold is than the row it stands in.",
+            "Where it is said that blocks are kept, a sample is a block of steps, and contenders took turns.",
         ]
-        lines += ["says how many times better the row in bold is than the row the ratio stands in."]
     for b in benchmarks:
-        rows, more = [], list(dict.fromkeys(name for row in b.rows for name in row.more))
-        for row in b.rows:
-            ratio, (low, high) = b.ratio(row), row.quartiles
-            label = f"**{row.label}**" if row.label == b.subject else row.label
-            rows.append(
-                [
-                    label,
-                    f"{figure(row.median)} {b.unit}",
-                    f"{figure(low)} to {figure(high)}",
-                    str(len(row.samples)),
-                    "" if ratio is None else f"{ratio:.2f}",
-                    *[figure(row.more[name]) if name in row.more else "" for name in more],
-                ]
-            )
+        compares = ["Ratio"] if b.base is None else [f"Added, {b.unit}", "Added, %"]
+        more = list(dict.fromkeys(name for row in b.rows for name in row.more))
+        rows = [
+            [
+                f"**{row.label}**" if row.label == b.subject else row.label,
+                f"{figure(row.median)} {b.unit}",
+                f"{figure(row.quartiles[0])} to {figure(row.quartiles[1])}",
+                str(len(row.samples)),
+                *_compared(b, row),
+                *[figure(row.more[name]) if name in row.more else "" for name in more],
+            ]
+            for row in b.rows
+        ]
         lines += ["", f"### {b.title}", ""]
-        lines += _table([b.metric, "Median", "Quartiles", "Blocks", "Ratio", *more], rows)
-        lines += ["", f"`{b.command}`, {b.date}: {_device(b.device)}."]
+        lines += _table([b.metric, "Median", "Quartiles", "Samples", *compares, *more], rows)
+        lines += ["", f"`{b.command}`, {b.date}: {_device(b.device, b.commit)}."]
         if b.note:
             lines += [b.note]
     return "\n".join(lines + _estimates([e for e in entries if isinstance(e, Estimate)])) + "\n"
+
+
+def _compared(b: Benchmark, row: Row) -> list[str]:
+    """The ratio of a row, or what it adds to the base."""
+    if b.base is None:
+        ratio = b.ratio(row)
+        return ["" if ratio is None else f"{ratio:.2f}"]
+    added = b.added(row)
+    return ["", ""] if added is None else [f"{added[0]:.1f}", f"{added[1]:.1f}"]
 
 
 def _estimates(entries: Sequence[Estimate]) -> list[str]:
@@ -187,7 +196,7 @@ def _estimates(entries: Sequence[Estimate]) -> list[str]:
 
 
 def render_summary(entries: Sequence[Entry]) -> str:
-    """The README's table: every result, and the ratios of every benchmark that has some."""
+    """The README's tables: every result, and every benchmark that compares, beside the best of the peers."""
     rows = [
         [
             r.title,
@@ -200,16 +209,34 @@ def render_summary(entries: Sequence[Entry]) -> str:
         if isinstance(r, Result)
     ]
     lines = _table(["Result", "Metric", "Published", "Ours", "Command"], rows) if rows else []
-    ratios = []
-    for b in entries:
-        if isinstance(b, Benchmark) and b.subject is not None:
-            peers = [(row.label, b.ratio(row)) for row in b.rows if row.label != b.subject]
-            said = ", ".join(f"{ratio:.2f} of {label}" for label, ratio in peers)
-            ratios.append([b.title, b.subject, said])
+    ratios = [_beside(b) for b in entries if isinstance(b, Benchmark) and b.subject is not None]
     if ratios:
-        better = ["Benchmark", "Contender", "How many times as good as its peers"]
-        lines += ["", *_table(better, ratios)] if lines else _table(better, ratios)
+        header = [
+            "Benchmark",
+            "Metric",
+            "Contender",
+            "Times as good as its best peer",
+            "Peak memory, MiB, beside that peer's",
+            "Times as good as its own variants",
+        ]
+        lines += ["", *_table(header, ratios)] if lines else _table(header, ratios)
     return "\n".join(lines) + "\n" if lines else "Nothing has been measured yet.\n"
+
+
+def _beside(b: Benchmark) -> list[str]:
+    """A benchmark's row in the README."""
+    peer, memory = b.best_peer, ""
+    subject = b.row(b.subject or "")
+    if peer is not None and MEMORY in subject.more and MEMORY in peer.more:
+        memory = f"{figure(subject.more[MEMORY])} beside {figure(peer.more[MEMORY])}"
+    return [
+        b.title,
+        b.metric,
+        subject.label,
+        "no peer" if peer is None else f"{b.ratio(peer):.2f} ({peer.label})",
+        memory,
+        ", ".join(f"{b.ratio(row):.2f} ({row.label.removeprefix(f'{b.subject}, ')})" for row in b.variants),
+    ]
 
 
 def with_summary(readme: str, entries: Sequence[Entry]) -> str:

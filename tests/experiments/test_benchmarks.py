@@ -1,5 +1,6 @@
 """The harness at toy length: what it measures is the same model, and what it reports is what was measured."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -8,12 +9,28 @@ import time
 
 import jax
 import numpy as np
+import optax
+import psutil
 import pytest
 
 from experiments import ledger
 from experiments.benchmarks import __main__ as command_line
-from experiments.benchmarks import contenders, harness, levers, predicted, torch_peer, workloads
+from experiments.benchmarks import (
+    contenders,
+    decoding,
+    equinox_peer,
+    harness,
+    jobs,
+    keras_peer,
+    levers,
+    linen_peer,
+    predicted,
+    steps,
+    torch_peer,
+    workloads,
+)
 from experiments.benchmarks.__main__ import main
+from jdl import data, learners, models, tasks
 
 # As a user runs it: without the fake devices and the strictness of the tests.
 PLAIN = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
@@ -78,6 +95,8 @@ def test_every_contender_computes_the_same_and_takes_two_steps(name, torch, monk
     workload = TINY[name]
     for module in (workloads, contenders, torch_peer):
         monkeypatch.setattr(module, "RATES", (1e-3, 1e-2))
+    for module in (contenders, linen_peer, equinox_peer, keras_peer):
+        monkeypatch.setattr(module, "jax_memory", lambda: lambda: 7)
     if name == "bert":
         pytest.importorskip("transformers")
     drawn = workloads.draw(workload)
@@ -89,8 +108,10 @@ def test_every_contender_computes_the_same_and_takes_two_steps(name, torch, monk
             theirs = contenders.contender(peer, drawn)
             assert theirs.run(2) > 0
         assert theirs.label != ours.label
+        assert (theirs.memory() == 7) is not peer.startswith("torch"), "as JAX or PyTorch tells it"
         harness.check_equal([ours, theirs], workload.tolerance)
     assert ours.run(2) > 0
+    assert ours.memory() == 7
     assert len(ours.losses) == harness.FIRST_STEPS * (2 if name == "dcgan" else 1)
 
 
@@ -101,6 +122,50 @@ def test_a_different_model_is_found_out():
         harness.check_equal([same, same._replace(losses=[1.0002, 2.0])])
     with pytest.raises(ValueError, match="7 parameters"):
         harness.check_equal([same, same._replace(parameters=7)])
+    two_a_step = same._replace(losses=[1.0] * 6)
+    harness.check_equal([two_a_step, two_a_step._replace(losses=[1.0] * 4 + [1.005] * 2)])
+    with pytest.raises(ValueError, match="starts with the losses"):
+        harness.check_equal([two_a_step, two_a_step._replace(losses=[1.0] * 5 + [1.05])])
+    with pytest.raises(ValueError, match="starts with the losses"):
+        harness.check_equal([two_a_step, two_a_step._replace(losses=[1.0] * 5 + [1.2])], 0.05)
+
+
+def test_contenders_that_write_other_tokens_are_found_out():
+    same = harness.Contender("one", 3, [5.0] * 100, lambda n: 0.0, 0.0)
+    decoding.check_same([same, same._replace(losses=[5.0] * 91 + [6.0] * 9)])
+    with pytest.raises(ValueError, match=r"wrote 89\.0% of the tokens that one wrote"):
+        decoding.check_same([same, same._replace(losses=[5.0] * 89 + [6.0] * 11)])
+    with pytest.raises(ValueError, match="7 parameters"):
+        decoding.check_same([same, same._replace(parameters=7)])
+
+
+@pytest.mark.parametrize(("several", "mesh"), [(False, "data:1"), (True, "data:1"), (False, "data:2")])
+@pytest.mark.parametrize("taken", [1, 5])
+def test_a_step_at_fault_is_not_timed(several, mesh, taken):
+    rng = np.random.default_rng(0)
+    arrays = {"inputs": rng.normal(size=(16, 4)).astype(np.float32), "labels": np.arange(16) % 2}
+    learner = learners.gradient(tasks.classification(models.MLP((3, 2))), optax.sgd(1e38))
+    run = steps.Run(learner, data.shuffled(arrays, 4, resident=True), several, mesh)
+    assert run.program.in_turn == (mesh == "data:2")
+    run.first(0)
+    with pytest.raises(RuntimeError, match=r"step \d was at fault.*not finite"):
+        run.run(taken)
+    arrays["inputs"][:] = np.nan
+    run = steps.Run(learner, data.shuffled(arrays, 4, resident=True), several, mesh)
+    with pytest.raises(RuntimeError, match="step 1 was at fault"):
+        run.first(0)
+
+
+def test_memory_is_that_of_the_device_where_it_has_its_own(monkeypatch):
+    class Device:
+        platform = "gpu"
+
+        def memory_stats(self):
+            return {"peak_bytes_in_use": 5}
+
+    assert harness.jax_memory() is harness.peak_memory
+    monkeypatch.setattr(jax, "devices", lambda: [Device()])
+    assert harness.jax_memory()() == 5
 
 
 def test_weights_of_another_network_are_refused(torch):
@@ -141,6 +206,77 @@ def test_other_load_is_seen():
         share = load.share()
         other.kill()
     assert share > 0.02
+
+
+def test_time_that_the_host_gives_to_others_is_other_load(monkeypatch):
+    times = psutil.cpu_times()
+    if not hasattr(times, "steal"):
+        pytest.skip("only Linux tells it")
+    reads = iter([times, times._replace(steal=times.steal + 1e6)])
+    monkeypatch.setattr(psutil, "cpu_times", lambda: next(reads))
+    assert harness.OtherLoad(os.getpid()).share() > 1
+
+
+def test_starts_are_repeated_with_empty_caches_and_with_a_full_one(tmp_path, monkeypatch):
+    class Worker:
+        filled = set()
+
+        def __init__(self, arguments, environment):
+            self.cache = environment["JAX_COMPILATION_CACHE_DIR"]
+
+        def ready(self):
+            self.started = 1.0 if self.cache in self.filled else 9.0
+            self.filled.add(self.cache)
+            return self
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(command_line, "Worker", Worker)
+    arguments = contenders.command("mlp", "linen", tmp_path)
+    environment = command_line._cached(arguments, tmp_path / "own")
+    cold, warm = command_line._starts(arguments, environment)
+    assert (cold, warm) == ([9.0] * 3, [1.0] * 2)
+    assert environment["JAX_COMPILATION_CACHE_DIR"] in Worker.filled
+    # jdl brings a cache of its own, and without prepare() has none.
+    ours = command_line._cached(contenders.command("mlp", "jdl", tmp_path), tmp_path)
+    assert ours["JAX_COMPILATION_CACHE_DIR"] == ""
+
+
+def test_what_fit_adds_is_told_by_how_it_dispatches(monkeypatch, capsys):
+    class Worker:
+        def __init__(self, label):
+            self.label = label
+
+    @contextlib.contextmanager
+    def started(commands):
+        how = "one step a dispatch" if commands[0][0][2].endswith("one") else "several steps a dispatch"
+        yield [Worker(f"its compiled step alone, {how}"), Worker(f"fit, {how}")]
+
+    def take_turns(workers, seconds, tolerate):
+        return {w.label: [harness.Block(s, 1.0)] for w, s in zip(workers, (1e-4, 1.5e-4), strict=True)}
+
+    monkeypatch.setattr(command_line, "started", started)
+    monkeypatch.setattr(command_line, "take_turns", take_turns)
+    found = command_line.measure_overhead("overhead", command_line._parse(["overhead"]))
+    assert len({entry.title for entry in found}) == 3
+    for entry in found:
+        assert entry.added(entry.rows[1]) == pytest.approx((50, 50))
+        assert "adds 50.0 us (50.0 %)" in command_line.report.table(entry)
+        assert "| 50.0 | 50.0 |" in ledger.render([entry])
+
+
+def test_a_job_that_missed_its_target_is_not_recorded(monkeypatch, capsys):
+    job = jobs.JOBS["gpt_job"]
+    done = {0: 10.0, 1: 20.0, 2: 30.0}
+    monkeypatch.setattr(jobs, "start", lambda name, who, seed: jobs.Done(who, job.target, done[seed]))
+    options = command_line._parse(["gpt_job", "--peers", "", "--seeds", "0", "1", "2"])
+    (entry,) = command_line.measure_job("gpt_job", options)
+    assert entry.rows[0].samples == (10.0, 20.0, 30.0)
+    assert "empty cache" in entry.note
+    done[2] = None
+    assert command_line.measure_job("gpt_job", options) == []
+    assert "not every run came to the target" in capsys.readouterr().out
 
 
 def test_blocks_under_other_load_are_not_kept(monkeypatch):
@@ -236,6 +372,7 @@ def test_a_measurement_is_printed_written_and_drawn(tmp_path, monkeypatch, capsy
     monkeypatch.setitem(workloads.WORKLOADS, "overhead", workloads.OVERHEAD._replace(kernels=()))
     monkeypatch.delitem(command_line.OTHERS, "overhead")
     monkeypatch.setattr(command_line, "take_turns", hasty)
+    monkeypatch.setattr(command_line, "STARTS", 1)
     monkeypatch.delenv("JDL_PLAIN")
     monkeypatch.setenv("XLA_FLAGS", "")
     assert main(["overhead", "--peers", "linen", "--out", str(tmp_path)]) == 0
@@ -248,7 +385,7 @@ def test_a_measurement_is_printed_written_and_drawn(tmp_path, monkeypatch, capsy
     assert (tmp_path / "ratios.png").stat().st_size > 1000
     (entry,) = ledger.read(tmp_path / "entries")
     for row in entry.rows:
-        assert row.more[command_line.MEMORY] > 10
+        assert row.more[ledger.MEMORY] > 10
         assert 0 < row.more[command_line.BUSY] <= 1.05
         assert 0 < row.more[command_line.FIRST_WARM] < 600
         assert 0 < row.more[command_line.FIRST_COLD] < 600

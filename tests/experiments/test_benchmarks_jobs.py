@@ -1,7 +1,10 @@
 """Whole trainings to a target: both frameworks take the same recipe, stop at the target, and say when."""
 
+import json
 import math
+import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +68,25 @@ def test_both_frameworks_reach_an_easy_target_and_stop(torch, tmp_path, name, co
     missed = jobs.run(name, contender, 0, tmp_path, never)
     assert missed["reached"] is None
     assert "after all 1 steps" in jobs.Done("x", missed["quality"], None).sentence(never)
+
+
+def test_each_run_begins_with_an_empty_cache(monkeypatch):
+    caches = []
+
+    def run(arguments, env, **options):
+        caches.append(Path(env["JDL_CACHE"]))
+        assert not caches[-1].exists()
+        assert "JAX_COMPILATION_CACHE_DIR" not in env
+        return subprocess.CompletedProcess(
+            arguments, 0, json.dumps({"label": "jdl", "quality": 1.0, "reached": None})
+        )
+
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/kept")
+    monkeypatch.setattr(jobs, "write", lambda name, folder: None)
+    monkeypatch.setattr(subprocess, "run", run)
+    for seed in (0, 1):
+        assert jobs.start("lenet_job", "jdl", seed) == jobs.Done("jdl", 1.0, None)
+    assert len(set(caches)) == 2
 
 
 def test_the_peer_s_crops_are_windows_of_the_images(torch):

@@ -199,6 +199,19 @@ def test_turns_of_the_peer_are_those_of_ours(torch, name, monkeypatch):
             np.testing.assert_allclose(ours.detach(), theirs.detach(), atol=1e-5)
 
 
+def test_the_peer_s_generator_learns_without_gradients_of_the_discriminator_s_weights(torch):
+    make, judge = torch_gan.generator((16, 16), 1, 3, 5), torch_gan.discriminator((16, 16), 1, 3, "batch")
+    optimizers = [torch.optim.Adam(network.parameters()) for network in (make, judge)]
+    counts = [0, 0]
+    for i, network in enumerate((make, judge)):
+        weight = next(network.parameters())
+        weight.register_post_accumulate_grad_hook(lambda _, i=i: counts.__setitem__(i, counts[i] + 1))
+    for _ in range(2):
+        players = torch_gan.Players(make, judge, *optimizers)
+        torch_gan.take_turn(players, gan.RECIPES["dcgan"], [torch.zeros(4, 1, 16, 16)], 5)
+    assert counts == [2, 2]
+
+
 @pytest.mark.parametrize("recipe", gan.RECIPES)
 def test_the_peer_trains_and_is_scored_alike(torch, recipe, judge, tmp_path, monkeypatch):
     monkeypatch.setattr(generated, "judge", lambda dataset, folder, **options: judge)

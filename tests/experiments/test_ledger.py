@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import re
+import subprocess
 import time
 import types
 
@@ -176,11 +178,73 @@ def test_readme_table_is_rendered_between_its_marks():
     assert text.endswith("\n\nmore\n")
     assert "old" not in text
     assert "1.00 ± 0.10 %, 3 seeds" in text
-    assert "1.50 of peer" in text
+    assert "| One training step of an MLP | time of a step | jdl | 1.50 (peer) |  |  |" in text
     assert ledger.with_summary(text, [RESULT, BENCHMARK]) == text
     for wrong in ("", readme + readme, f"{rendering.END} {rendering.BEGIN}"):
         with pytest.raises(ValueError, match=r"README\.md must hold"):
             ledger.with_summary(wrong, [])
+
+
+def test_readme_tells_the_best_peer_apart_from_variants():
+    rows = (
+        ledger.Row("jdl", (2.0,), {ledger.MEMORY: 300.0}),
+        ledger.Row("jdl, 2 devices", (1.0,), {ledger.MEMORY: 100.0}),
+        ledger.Row("jdl without prepare()", (3.0,)),
+        ledger.Row("slow", (8.0,), {ledger.MEMORY: 50.0}),
+        ledger.Row("quick", (1.5,), {ledger.MEMORY: 200.0}),
+    )
+    found = dataclasses.replace(BENCHMARK, rows=rows)
+    variants = "0.50 (2 devices), 1.50 (jdl without prepare())"
+    said = f"| time of a step | jdl | 0.75 (quick) | 300 beside 200 | {variants} |"
+    assert said in rendering.render_summary([found])
+    alone = dataclasses.replace(found, rows=rows[:3])
+    assert f"| jdl | no peer |  | {variants} |" in rendering.render_summary([alone])
+    more = dataclasses.replace(found, goal="max", rows=rows[::4])
+    assert more.best_peer == rows[4]
+
+
+def test_what_is_added_to_a_base_is_shown():
+    found = dataclasses.replace(BENCHMARK, subject=None, base="jdl")
+    text = ledger.render([found])
+    assert "| Samples | Added, ms | Added, % |" in text
+    assert "| jdl | 2 ms | 1.95 to 2.05 | 3 |  |  |" in text
+    assert "| peer | 3 ms | 2.95 to 3.1 | 3 | 1.0 | 50.0 |" in text
+    with pytest.raises(ValueError, match="base 'torch' is none of the rows"):
+        dataclasses.replace(found, base="torch")
+
+
+@pytest.mark.parametrize("entry", [RESULT, BENCHMARK], ids=lambda e: e.name)
+def test_the_commit_is_shown_where_it_is_known(entry, tmp_path):
+    assert "commit" not in entries.to_json(entry)
+    assert "commit" not in ledger.render([entry])
+    known = dataclasses.replace(entry, commit="abc1234, changed")
+    assert entries.from_json(entries.to_json(known)) == known
+    assert "jax 0.10.2, commit abc1234, changed." in ledger.render([known])
+    with pytest.raises(ValueError, match="commit reads 'today'"):
+        dataclasses.replace(entry, commit="today")
+
+
+def test_the_commit_is_that_of_the_code(tmp_path):
+    def git(*arguments):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    def commit():
+        meter.commit.cache_clear()
+        return meter.commit(tmp_path)
+
+    assert commit() == "", "no checkout"
+    git("init")
+    assert commit() == "", "nothing committed"
+    (tmp_path / "code.py").write_text("1\n")
+    git("add", "code.py")
+    git("commit", "-m", "first")
+    assert re.fullmatch(r"[0-9a-f]{7,}", commit())
+    (tmp_path / "result.json").write_text("{}")
+    assert "changed" not in commit()
+    (tmp_path / "code.py").write_text("2\n")
+    assert re.fullmatch(r"[0-9a-f]{7,}, changed", commit())
+    meter.commit.cache_clear()
 
 
 def test_a_stale_report_is_noticed(tmp_path):
