@@ -1,9 +1,10 @@
 """AWD-LSTM on WikiText-2, words: an LSTM language model that is regularised wherever it can be.
 
-The defaults are the recipe as published, 750 passes in batches of 80 rows, with two differences: every
+The defaults are the recipe as published, 750 passes in batches of 80 rows, with three differences: every
 batch has 70 steps of time, and each pass begins at a random phase, where the authors draw the length of each
-batch; and what is evaluated is the exponential moving average of the weights over about two passes, where
-theirs (NT-ASGD) begins averaging when the validation loss no longer falls. The authors report a perplexity of
+batch; the state is carried from the end of a pass into the next, where theirs begins each pass with zeros;
+and what is evaluated is the exponential moving average of the weights over about two passes, where theirs
+(NT-ASGD) begins averaging when the validation loss no longer falls. The authors report a perplexity of
 65.6 on the test text, before any finetuning or cache. The whole recipe takes days on a CPU;
 
     python -m experiments.wikitext short

@@ -16,6 +16,7 @@ import functools
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,15 @@ PATTERNS = {
         r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"""
         r""" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
     ),
+    "o200k": (
+        r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"""
+        r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"""
+        r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"""
+        r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"""
+        r"""\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+    ),
 }
-"""How text is cut before pairs are merged, by name: GPT-2's way, and that of GPT-3.5 and 4."""
+"""How text is cut before pairs are merged, by name: GPT-2's way, that of GPT-3.5 and 4, that of GPT-4o."""
 
 
 def train_bpe(
@@ -55,7 +63,8 @@ def train_bpe(
         The tokenizer.
 
     Raises:
-        ValueError: if V has no room for bytes and special tokens, or there are no texts.
+        ValueError: if V has no room for bytes and special tokens, there are no texts, or the pattern is a
+            mere word that is no name in `PATTERNS`.
         ImportError: without the extra.
 
     Example:
@@ -97,14 +106,18 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """A tokenizer from a file: Hugging Face's ``tokenizer.json``, or what `save_tokenizer` wrote.
 
     Args:
-        path: the file, or the folder with a ``tokenizer.json``.
+        path: the file, or the folder with a ``tokenizer.json``; or, of BERT and GPT-2, the folder with what
+            older releases have instead, ``vocab.txt``, or ``vocab.json`` and ``merges.txt``.
 
     Raises:
         ValueError: if the file holds no tokenizer.
         OSError: if it cannot be read.
     """
     path = Path(path)
-    path = path / "tokenizer.json" if path.is_dir() else path
+    if path.is_dir():
+        folder, path = path, path / "tokenizer.json"
+        if not path.is_file():
+            return _from_vocabulary(folder)
     try:
         description = json.loads(path.read_bytes())
     except ValueError as error:
@@ -115,6 +128,44 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         return hugging_face(description)
     except ValueError as error:
         raise ValueError(f"{path} holds no tokenizer: {error}") from None
+
+
+def _from_vocabulary(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder of BERT or GPT-2 without a ``tokenizer.json``."""
+    config, own = (
+        json.loads(file.read_text("utf-8")) if (file := folder / name).is_file() else {}
+        for name in ("config.json", "tokenizer_config.json")
+    )
+    kind = (config.get("model_type"), own.get("tokenizer_class", "").removesuffix("Fast"))
+    words, pairs = folder / "vocab.txt", (folder / "vocab.json", folder / "merges.txt")
+    is_plain = not (folder / "added_tokens.json").exists()
+    library = _library()
+    try:
+        if is_plain and words.is_file() and kind in _BERT:
+            made = library.BertWordPieceTokenizer(
+                str(words),
+                lowercase=own.get("do_lower_case", True),
+                strip_accents=own.get("strip_accents"),
+                handle_chinese_chars=own.get("tokenize_chinese_chars", True),
+            )
+            return hugging_face(json.loads(made.to_str()))
+        if is_plain and all(file.is_file() for file in pairs) and kind in _GPT2:
+            made = library.Tokenizer(library.models.BPE.from_file(*map(str, pairs)))
+            made.pre_tokenizer, made.decoder = _byte_level("gpt2")
+            made.add_special_tokens(["<|endoftext|>"])
+            return hugging_face(json.loads(made.to_str()))
+    except Exception as error:  # the library raises bare Exceptions
+        raise ValueError(f"the vocabulary in {folder} cannot be read: {error}") from None
+    raise FileNotFoundError(
+        f"{folder} has no tokenizer.json, nor BERT's vocab.txt or GPT-2's vocab.json and merges.txt with a "
+        'config.json that says so; transformers makes one: AutoTokenizer.from_pretrained("...")'
+        f'.save_pretrained("{folder}")'
+    )
+
+
+# Model and class of tokenizer as folders name them; another may cut text in another way.
+_BERT = {(model, name) for model in ("bert", None) for name in ("BertTokenizer", "")} - {(None, "")}
+_GPT2 = {(model, name) for model in ("gpt2", None) for name in ("GPT2Tokenizer", "")} - {(None, "")}
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
@@ -140,25 +191,27 @@ def save_tokenizer(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
 
 def load_ranks(
     ranks: str | os.PathLike[str] | Mapping[bytes, int],
-    pattern: str = "gpt2",
+    pattern: str,
     specials: Mapping[str, int] | None = None,
 ) -> Tokenizer:
     """The tokenizer of tiktoken's ranks: bytes of each token, by which neighbours merge, lowest first.
 
     Args:
         ranks: a ``.tiktoken`` file (on each line a token in base64, a space and its rank), or token -> rank.
-        pattern: how text is cut before: a name in `PATTERNS`, or a regular expression.
+        pattern: how text is cut before, which the ranks do not say and which decides the ids: a name in
+            `PATTERNS` (of ``cl100k_base.tiktoken``, "cl100k"), or a regular expression.
         specials: ids of the special tokens, such as {"<|endoftext|>": 50256}.
 
     Returns:
         The tokenizer; a token's id is its rank.
 
     Raises:
-        ValueError: if the file is damaged, a byte has no token, or an id comes twice.
+        ValueError: if the file is damaged, a byte has no token, an id comes twice, or the pattern is a mere
+            word that is no name in `PATTERNS`.
 
     Example:
         >>> ranks = {bytes([i]): i for i in range(256)} | {b"he": 256, b"hel": 257}
-        >>> load_ranks(ranks).encode("hello").tolist()
+        >>> load_ranks(ranks, "gpt2").encode("hello").tolist()
         [257, 108, 111]
     """
     if not isinstance(ranks, Mapping):
@@ -243,6 +296,10 @@ def _library() -> Any:
 
 def _byte_level(pattern: str) -> tuple[Any, Any]:
     library = _library()
+    if pattern not in PATTERNS and re.fullmatch(r"\w*", pattern):
+        raise ValueError(
+            f"pattern is one of {', '.join(PATTERNS)} or a regular expression; got {pattern!r}, a mere word"
+        )
     cut = library.pre_tokenizers.Split(library.Regex(PATTERNS.get(pattern, pattern)), "isolated")
     to_bytes = library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return library.pre_tokenizers.Sequence([cut, to_bytes]), library.decoders.ByteLevel()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from jdl.core import Array, Decoder, PyTree, Variables
@@ -85,6 +87,8 @@ def decoder(module: Any, variables: Variables, source: Any = None) -> Decoder:
     reads = callable(getattr(module, "encode", None))
     if reads != (source is not None):
         raise ValueError(f"{name} reads a source; give one" if reads else f"{name} reads no source")
+    # Once: what is not on the device would be copied to it whenever a program is called.
+    variables = jax.tree.map(jnp.asarray, variables)
     memory = (_encoded(Partial(_Method(module, "encode"), variables), source),) if reads else ()
     init_cache = Partial(_InitCache(module), memory)
     rewind: Partial | None = None
@@ -93,6 +97,26 @@ def decoder(module: Any, variables: Variables, source: Any = None) -> Decoder:
     elif _has_lengths(jax.eval_shape(lambda: init_cache(_rows(memory), 1))):
         rewind = Partial(_set_lengths)
     return Decoder(init_cache, Partial(_Method(module, "extend"), variables), rewind)
+
+
+def warn_beyond_context(decoder: Decoder, needed: int) -> None:
+    """Warns where rotary positions without a scaling would go on past those that the module was trained on.
+
+    Learned positions end there, and raise; rotary ones go on without a word, to where no training has been.
+
+    Args:
+        decoder: any; only what `decoder` made of a module with ``context`` and rotary positions is looked at.
+        needed: positions that a request will use.
+    """
+    module = getattr(getattr(decoder.extend, "func", None), "module", None)
+    rotary = getattr(getattr(module, "block", None), "rotary", None)
+    context = getattr(module, "context", None)
+    if rotary is not None and rotary.scaling is None and context is not None and needed > context:
+        warnings.warn(
+            f"the request needs {needed} positions; the {type(module).__name__} was trained on {context} and "
+            "its rotary positions have no scaling (Rotary(scaling=...)): beyond them it may write nonsense",
+            stacklevel=2,
+        )
 
 
 @jax.jit

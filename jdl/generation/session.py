@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdl.core import Array, Decoder, PyTree
+from jdl.generation.decoder import warn_beyond_context
 from jdl.generation.sequences import (
     History,
     Sampler,
@@ -98,6 +99,8 @@ def check(
             f"a prompt of {longest} tokens and {max_new_tokens} to write need a cache of {needed} positions; "
             f"capacity is {capacity}"
         )
+    for each in [decoder] if draft is None else [decoder, draft]:
+        warn_beyond_context(each, needed)
     chunk = min(CHUNK, capacity)
     places = -(-(capacity + 1) // chunk) * chunk
     tokens_BS = np.zeros((B, places), np.int32)

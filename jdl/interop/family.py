@@ -80,6 +80,8 @@ class Family(NamedTuple):
         copies: tensors that may repeat another, with its name.
         aliases: other names of fields.
         renamed: parts of names that were other ones once.
+        nullable: fields that may be null although what is taken for a missing one is not.
+        zeros: biases that we have and they have not, so that ours must be zero there.
     """
 
     kind: str
@@ -96,6 +98,8 @@ class Family(NamedTuple):
     copies: Mapping[str, str] = {}
     aliases: Mapping[str, str] = {}
     renamed: Mapping[str, str] = {}
+    nullable: Sequence[str] = ()
+    zeros: Sequence[str] = ()
 
     def read(self, config: Config) -> dict[str, Any]:
         """The fields.
@@ -110,8 +114,14 @@ class Family(NamedTuple):
         fields = {name: config.get(name, default) for name, default in self.fields.items()}
         for name, default in self.fields.items():
             kinds = _KINDS.get(type(default))
-            if kinds and (
-                not isinstance(fields[name], kinds) or isinstance(fields[name], bool) != (kinds == (bool,))
+            is_null = fields[name] is None and name in self.nullable
+            if (
+                kinds
+                and not is_null
+                and (
+                    not isinstance(fields[name], kinds)
+                    or isinstance(fields[name], bool) != (kinds == (bool,))
+                )
             ):
                 raise ValueError(f'"{name}" is {fields[name]!r}, and should be like {default!r}')
         return fields

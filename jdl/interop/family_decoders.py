@@ -8,9 +8,23 @@ from typing import Any
 
 from jdl.interop import names
 from jdl.interop.family import ACTIVATIONS_THERE, Config, Family, activation_here, one_token
+from jdl.interop.weights import Names
 from jdl.models import Transformer
 from jdl.nn.positions import LinearScaling, Llama3Scaling, Rotary
 from jdl.nn.transformer import BlockConfig
+
+
+def _with_score(rules: Names) -> Callable[[Transformer], Names]:
+    """Rules by which a head of so many classes is what `transformers` calls ``score``."""
+
+    def of_module(module: Transformer) -> Names:
+        return [("head", "score"), *rules] if isinstance(module.head, int) else rules
+
+    return of_module
+
+
+# What the classes for sequences give: the head at the last token.
+_CLASSES = {"head": int, "pool": "last"}
 
 
 def _gpt2(fields: Config) -> Transformer:
@@ -69,9 +83,13 @@ GPT2 = Family(
     only={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
     module=_gpt2,
     config=_gpt2_config,
-    outputs=[("GPT2Model", {"head": None}), ("GPT2LMHeadModel", {})],
+    outputs=[
+        ("GPT2Model", {"head": None}),
+        ("GPT2ForSequenceClassification", _CLASSES),
+        ("GPT2LMHeadModel", {}),
+    ],
     example=one_token,
-    rules=lambda module: names.GPT2_HUGGING_FACE,
+    rules=_with_score(names.GPT2_HUGGING_FACE),
     base="transformer.",
     heads=["head"],
     unused=["lm_head.*", "score.*", "multiple_choice_head.*", "*.attn.bias", "*.attn.masked_bias"],
@@ -82,6 +100,7 @@ GPT2 = Family(
         "num_attention_heads": "n_head",
         "num_hidden_layers": "n_layer",
     },
+    zeros=["score.bias"],
 )
 
 
@@ -219,13 +238,18 @@ LLAMA = Family(
     only={"sliding_window": None, **_ROTARY_ONLY},
     module=_llama,
     config=_llama_config,
-    outputs=[("LlamaModel", {"head": None}), ("LlamaForCausalLM", {})],
+    outputs=[
+        ("LlamaModel", {"head": None}),
+        ("LlamaForSequenceClassification", _CLASSES),
+        ("LlamaForCausalLM", {}),
+    ],
     example=one_token,
-    rules=lambda module: names.LLAMA_HUGGING_FACE,
+    rules=_with_score(names.LLAMA_HUGGING_FACE),
     base="model.",
     heads=["head"],
     unused=["lm_head.*", "score.*", "*.rotary_emb.inv_freq"],
     copies={"lm_head.weight": "model.embed_tokens.weight"},
+    zeros=["score.bias"],
 )
 
 MISTRAL = LLAMA._replace(
@@ -238,7 +262,12 @@ MISTRAL = LLAMA._replace(
         "sliding_window": 4096,
     },
     only={"attention_bias": False, "mlp_bias": False, **_ROTARY_ONLY, "layer_types": None},
-    outputs=[("MistralModel", {"head": None}), ("MistralForCausalLM", {})],
+    outputs=[
+        ("MistralModel", {"head": None}),
+        ("MistralForSequenceClassification", _CLASSES),
+        ("MistralForCausalLM", {}),
+    ],
+    nullable=["sliding_window"],
 )
 
 
@@ -254,5 +283,9 @@ QWEN2 = LLAMA._replace(
     },
     only={"use_sliding_window": False, **_ROTARY_ONLY},
     module=lambda fields: _qwen2({**fields, "sliding_window": None}),
-    outputs=[("Qwen2Model", {"head": None}), ("Qwen2ForCausalLM", {})],
+    outputs=[
+        ("Qwen2Model", {"head": None}),
+        ("Qwen2ForSequenceClassification", _CLASSES),
+        ("Qwen2ForCausalLM", {}),
+    ],
 )

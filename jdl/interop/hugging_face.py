@@ -69,9 +69,11 @@ def from_hugging_face(
 
     The module gives what the class of `transformers` named in ``config.json`` gives: logits of the next
     token, of masked tokens, of classes; or, of a model without a head, its last states, and of images pooled
-    features. The tokenizer is `jdl.data.load_tokenizer(hugging_face_folder(source))`; embeddings of sentences
-    are the outputs with ``pool="mean"``, divided by their lengths. Dropout in training is what the folder
-    says, which for published MobileNets is most of what there is: give another before training those.
+    features. The tokenizer is `jdl.data.load_tokenizer(hugging_face_folder(source))`. Models were trained on
+    texts with their special tokens ([CLS] and [SEP], Llama's <s>), and ``tokenizer.encode_batch(texts,
+    specials=True)`` puts them there; without them the numbers are other ones. Embeddings of sentences are the
+    outputs for such tokens with ``pool="mean"``, divided by their lengths. Dropout in training is what the
+    folder says, which for published MobileNets is most of what there is: give another before training those.
 
     Args:
         source: a folder, or a name on the Hub, as for `hugging_face_folder`.
@@ -139,7 +141,8 @@ def to_hugging_face(
             follows from it.
 
     Raises:
-        ValueError: if `transformers` has no such model, naming what it could not say; or no such tokenizer.
+        ValueError: if `transformers` has no such model, naming what it could not say; if it has no place for
+            the biases of a head and they are not zeros; or no such tokenizer.
         ImportError: if safetensors is not installed.
 
     Example:
@@ -157,7 +160,7 @@ def to_hugging_face(
     flat = unstack_layers(variables)
     config = family.describe(module, flat["params"], fields)
     texts = {} if tokenizer is None else _tokenizer_files(tokenizer)
-    tensors = export_weights(flat, family.rules(module))
+    tensors = _without_zeros(export_weights(flat, family.rules(module)), family)
     if family.base and config["architectures"][0].endswith("Model"):
         tensors = {name.removeprefix(family.base): tensor for name, tensor in tensors.items()}
     folder = Path(folder)
@@ -202,7 +205,18 @@ def _named(tensors: Mapping[str, np.ndarray], family: Family) -> dict[str, np.nd
     if not any(name.startswith(family.base) for name in named):
         heads = tuple(pattern.split("*")[0] for pattern in family.unused if not pattern.startswith("*"))
         named = {name if name.startswith(heads) else family.base + name: x for name, x in named.items()}
-    return named
+    return named | {
+        name: np.zeros(len(named[weight]), np.float32)
+        for name in family.zeros
+        if (weight := name.replace(".bias", ".weight")) in named and name not in named
+    }
+
+
+def _without_zeros(tensors: dict[str, np.ndarray], family: Family) -> dict[str, np.ndarray]:
+    """The tensors without the biases that `transformers` has no place for."""
+    if lost := [name for name in family.zeros if np.any(tensors.get(name, 0))]:
+        raise ValueError(f"transformers has no {', '.join(lost)}: the biases of such a head must be zeros")
+    return {name: tensor for name, tensor in tensors.items() if name not in family.zeros}
 
 
 def _untied(

@@ -35,7 +35,8 @@ def read_tensors(path: str | os.PathLike[str], entry: str | None = None) -> dict
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, holds anything but tensors, or several entries of them.
+        ValueError: if the file is damaged, holds anything but tensors, tensors of a type that is not read
+            (naming it), or several entries of them.
         ImportError: if the package that reads the format is not installed.
 
     Example:
@@ -133,7 +134,15 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     # The header is read here because NumPy has no bfloat16 of its own to read it into.
     with _damage(path, safetensors.SafetensorError, OSError, KeyError, ValueError):
         entries = safetensors.deserialize(path.read_bytes())
-        tensors = {}
+    known = {"BF16", *_DTYPES}
+    if unknown := {name: entry["dtype"] for name, entry in entries if entry["dtype"] not in known}:
+        name, kind = min(unknown.items())
+        raise ValueError(
+            f"{path} has {len(unknown)} tensors of types that are not read, for example {name!r} of {kind}; "
+            f"those read are {', '.join(sorted(known))}: save it in one of them"
+        )
+    tensors = {}
+    with _damage(path, ValueError):
         for name, entry in entries:
             if entry["dtype"] == "BF16":
                 array = np.frombuffer(entry["data"], ml_dtypes.bfloat16).astype(np.float32)
@@ -153,6 +162,9 @@ _DTYPES = {
     "I32": np.int32,
     "I16": np.int16,
     "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
     "U8": np.uint8,
     "BOOL": np.bool_,
 }

@@ -14,6 +14,7 @@ from flax import linen
 
 from jdl.core import Array
 from jdl.nn import Conv, ConvLSTM
+from jdl.nn.dropout import require_rate
 from jdl.nn.linear import as_float
 
 
@@ -32,11 +33,12 @@ class ConvLSTMNet(linen.Module):
         kernel: side of the layers' kernels.
         peephole: as in `jdl.nn.ConvLSTM`.
         dropout: of the head's inputs.
+        recurrent_dropout: of the states, as in `jdl.nn.ConvLSTM`.
         dtype: of the computation; parameters stay float32.
 
     Raises:
         ValueError: if the inputs are not sequences of images [B, T, H, W, C], bare or as "sequence" beside
-            "lengths".
+            "lengths"; or for a rate out of range.
 
     Example:
         >>> import jax
@@ -56,11 +58,13 @@ class ConvLSTMNet(linen.Module):
     kernel: int = 3
     peephole: bool = False
     dropout: float = 0.0
+    recurrent_dropout: float = 0.0
     dtype: Any = None
 
     @linen.compact
     def __call__(self, inputs: Any, train: bool = False) -> Array:
         """Frames [B, T, H, W, C] to frames [B, T or horizon, H, W, outputs]."""
+        require_rate("dropout", self.dropout)
         given = inputs if isinstance(inputs, Mapping) else {"sequence": inputs}
         if "sequence" not in given or given["sequence"].ndim != 5 or set(given) - {"sequence", "lengths"}:
             shapes = {name: tuple(x.shape) for name, x in given.items()}
@@ -72,18 +76,25 @@ class ConvLSTMNet(linen.Module):
         B, _, H, W, _ = x.shape
 
         def layer(kind: str, i: int, F: int) -> ConvLSTM:
-            return ConvLSTM(F, self.kernel, self.peephole, dtype=self.dtype, name=f"{kind}{i}")
+            return ConvLSTM(
+                F,
+                self.kernel,
+                self.peephole,
+                recurrent_dropout=self.recurrent_dropout,
+                dtype=self.dtype,
+                name=f"{kind}{i}",
+            )
 
         seen, states = [], []
         for i, F in enumerate(self.features, 1):
-            x, state = layer("encoder", i, F)(x, lengths)
+            x, state = layer("encoder", i, F)(x, lengths, None, train)
             seen.append(x)
             states.append(state)
         if self.horizon:
             last = states[-1][0].astype(x.dtype)[:, None]
             x, seen = jnp.broadcast_to(last, (B, self.horizon, H, W, last.shape[-1])), []
             for i, F in enumerate(self.features, 1):
-                x, _ = layer("forecaster", i, F)(x, None, states[i - 1])
+                x, _ = layer("forecaster", i, F)(x, None, states[i - 1], train)
                 seen.append(x)
         y = jnp.concatenate(seen, -1)
         y = linen.Dropout(self.dropout, deterministic=not train)(y)

@@ -152,6 +152,11 @@ class Recurrent(linen.Module):
     dtype: Any = None
 
     @property
+    def causal(self) -> bool:
+        """Whether a step sees none after it."""
+        return not self.bidirectional
+
+    @property
     def limits(self) -> dict[str, int]:
         """How many tokens there are, by which tasks check sequences."""
         return limits_of(self.vocab_size)

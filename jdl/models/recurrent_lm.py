@@ -16,6 +16,7 @@ from flax import linen
 from jdl import nn
 from jdl.core import CARRY, LOSSES, Array, PyTree, psum
 from jdl.models.recurrent import CELLS, CellName, embedded, layers_of, limits_of
+from jdl.nn.dropout import require_rate
 from jdl.nn.linear import float32_dot_general
 from jdl.nn.recurrence import uniform_within
 from jdl.nn.recurrence_stack import LockedDropout
@@ -48,8 +49,8 @@ class RecurrentLM(linen.Module):
         dtype: of the computation; parameters stay float32.
 
     Raises:
-        ValueError: for inputs that are not tokens, tied weights of two sizes, or packed documents, between
-            which a state cannot be cut.
+        ValueError: for inputs that are not tokens, tied weights of two sizes, a rate out of range, or packed
+            documents, between which a state cannot be cut.
 
     Example:
         >>> model, tokens = RecurrentLM(50, width=8, features=(16, 8)), jnp.zeros((2, 7), jnp.int32)
@@ -81,6 +82,11 @@ class RecurrentLM(linen.Module):
     dtype: Any = None
 
     @property
+    def causal(self) -> bool:
+        """No step sees one after it."""
+        return True
+
+    @property
     def limits(self) -> dict[str, int]:
         """How many tokens there are, by which tasks check sequences."""
         return limits_of(self.vocab_size)
@@ -90,6 +96,7 @@ class RecurrentLM(linen.Module):
             raise ValueError(
                 f"tied weights need a last layer as wide as a token, {self.width}; got {self.features[-1]}"
             )
+        require_rate("token_dropout", self.token_dropout)
         self.tokens = linen.Embed(
             self.vocab_size, self.width, dtype=self.dtype, embedding_init=uniform_within(self.init_bound)
         )

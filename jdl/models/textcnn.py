@@ -16,6 +16,7 @@ from flax import linen
 from jdl.core import Array
 from jdl.models.recurrent import embedded, limits_of
 from jdl.nn import Conv, Dense
+from jdl.nn.dropout import require_rate
 from jdl.nn.recurrence import uniform_within
 
 
@@ -37,7 +38,8 @@ class TextCNN(linen.Module):
         dtype: of the computation; parameters stay float32.
 
     Raises:
-        ValueError: if the inputs are not sequences of the kind that the module is for.
+        ValueError: if the inputs are not sequences of the kind that the module is for, or a rate is out of
+            range.
 
     Example:
         >>> model = TextCNN(2, vocab_size=100)
@@ -67,6 +69,8 @@ class TextCNN(linen.Module):
     @linen.compact
     def __call__(self, inputs: Any, train: bool = False) -> Array:
         """Sequences to logits [B, C]."""
+        for name in ("dropout", "token_dropout"):
+            require_rate(name, getattr(self, name))
         embed = None
         if self.vocab_size is not None:
             embed = linen.Embed(

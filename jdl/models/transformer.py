@@ -39,7 +39,7 @@ class Transformer(linen.Module):
         block: what a block is.
         positions: "learned" or "sinusoidal" embeddings, added to the tokens'; None where attention knows of
             positions itself, or nothing is to.
-        context: how many learned positions there are.
+        context: how many learned positions there are; of rotary ones, how many the model was trained on.
         types: number of types of tokens, whose embeddings are added; 0 for none.
         embed_norm: normalise the sum of embeddings.
         final_norm: normalise what the last block gives.
@@ -58,8 +58,8 @@ class Transformer(linen.Module):
         dtype: of the computation; parameters, softmax and logits are float32.
 
     Raises:
-        ValueError: for inputs of another kind, a sequence longer than the learned positions, or an unknown
-            way to know positions, to pool, or to come out.
+        ValueError: for inputs of another kind, a sequence longer than the learned positions, segments that
+            would be pooled, or an unknown way to know positions, to pool, or to come out.
 
     Example:
         >>> import jax
@@ -193,7 +193,12 @@ class Transformer(linen.Module):
 
     def pool_states(self, h_BTD: Array, inputs: Any) -> Array:
         """One vector [B, D] for each sequence of states."""
-        real_BT = self._read(inputs).real()
+        given = self._read(inputs)
+        if given.segments is not None:
+            raise ValueError(
+                f"the pool {self.pool!r} would mix the segments of a row: give each document a row of its own"
+            )
+        real_BT = given.real()
         if real_BT is None:
             real_BT = jnp.ones(h_BTD.shape[:2], bool)
         if self.pool == "mean":

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen
 
 from jdl.nn.convolution import Conv
+from jdl.nn.dropout import require_rate
 from jdl.nn.linear import Dense
 from jdl.nn.normalization import BatchNorm
 
@@ -164,8 +165,7 @@ class StochasticDepth(linen.Module):
     @linen.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """[B, ...] to the same shape."""
-        if not 0 <= self.rate < 1:
-            raise ValueError(f"StochasticDepth needs a rate in [0, 1), got {self.rate}")
+        require_rate("stochastic_depth", self.rate)
         dims = tuple(range(1, x.ndim))
         return linen.Dropout(self.rate, broadcast_dims=dims, deterministic=not train)(x)
 

@@ -79,8 +79,8 @@ def chunked_token_scores(
 
     The logits of a chunk are dropped when it is scored, and computed again for the gradient: B * chunk * V of
     them are held instead of B * T * V, for one more product with the output matrix. Rows are not cut, so a
-    batch that is split over devices stays so. The gradient of a parameter is summed over chunks in the
-    parameter's type: keep parameters in float32, and cast them in ``project``.
+    batch that is split over devices stays so. Whatever the type of a parameter, its gradient is summed over
+    chunks in float32, and rounded once.
 
     Args:
         project: pure function of hidden states [B, K, D] to logits [B, K, V]; it may close over parameters.
@@ -106,12 +106,17 @@ def chunked_token_scores(
     if labels_BT.shape != h_BTD.shape[:2]:
         raise ValueError(f"labels of shape {labels_BT.shape} do not fit hidden states of shape {h_BTD.shape}")
 
-    def score(h_BKD: Array, labels_BK: Array) -> TokenScores:
-        return token_scores(project(h_BKD), labels_BK, label_smoothing=label_smoothing, z_loss=z_loss)
-
+    softened = {"label_smoothing": label_smoothing, "z_loss": z_loss}
     T = labels_BT.shape[1]
     if chunk >= T:
-        return score(h_BTD, labels_BT)
+        return token_scores(project(h_BTD), labels_BT, **softened)
+    # What the loop closes over has a gradient that the loop adds up, in the type in which it comes in.
+    projected, params = jax.closure_convert(project, h_BTD[:, :chunk])
+    wide = [x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in params]
+
+    def score(h_BKD: Array, labels_BK: Array) -> TokenScores:
+        narrow = [x.astype(param.dtype) for x, param in zip(wide, params, strict=True)]
+        return token_scores(projected(h_BKD, *narrow), labels_BK, **softened)
 
     def chunks(x: Array) -> Array:
         """[B, T, ...] to [N, B, K, ...], with zeros after the end.

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import linen
 
 from jdl.core import Array, PyTree
+from jdl.nn.dropout import require_rate
 from jdl.nn.linear import Dense, as_float
 from jdl.nn.recurrence_cells import ELMAN_TANH, GRU_CELL, LSTM_CELL, Carry, Cell
 from jdl.nn.recurrence_scan import How, recur
@@ -117,7 +118,8 @@ class Recurrence(linen.Module):
         dtype: of products and outputs; the state and what is computed elementwise are float32.
 
     Raises:
-        ValueError: for inputs that are not [B, T, D], or lengths or a carry that do not fit.
+        ValueError: for inputs that are not [B, T, D], lengths or a carry that do not fit, or a rate out of
+            range.
 
     Reference:
         Variational dropout: Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent
@@ -158,11 +160,13 @@ class Recurrence(linen.Module):
         Returns:
             Outputs [B, T, H], and the carry after each row's last real step.
         """
+        require_rate("recurrent_dropout", self.recurrent_dropout)
+        require_rate("weight_drop", self.weight_drop)
         x_BTD = as_float(x_BTD, self.dtype)
         require_sequences(x_BTD, lengths, type(self).__name__)
         B, T, _ = x_BTD.shape
         cell, H, G = self.cell, self.features, self.cell.gates * self.features
-        carry = self.zero_carry(B) if carry is None else _fitting(carry, cell, B, H)
+        carry = self.zero_carry(B) if carry is None else fitting_carry(carry, cell.name, cell.states, (B, H))
         real_TB = None if lengths is None else jnp.arange(T)[:, None] < lengths[None]
         x_TBD = x_BTD.swapaxes(0, 1)
         if real_TB is not None:
@@ -270,19 +274,29 @@ def require_lengths(lengths: Array | None, x_BT: Array) -> None:
     """
     if lengths is None:
         return
+    wanted = f"lengths are an array of one integer a row, {tuple(x_BT.shape[:1])} in all"
+    if not hasattr(lengths, "dtype"):
+        raise ValueError(f"{wanted}; got a {type(lengths).__name__}")
     if lengths.shape != x_BT.shape[:1] or not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise ValueError(
-            f"lengths are one integer a row, {tuple(x_BT.shape[:1])} in all; got {lengths.dtype} of shape "
-            f"{tuple(lengths.shape)}"
-        )
+        raise ValueError(f"{wanted}; got {lengths.dtype} of shape {tuple(lengths.shape)}")
 
 
-def _fitting(carry: PyTree, cell: Cell, B: int, H: int) -> Carry:
-    """The carry in float32."""
-    shapes = [tuple(x.shape) for x in jax.tree.leaves(carry)]
-    if not isinstance(carry, tuple) or shapes != [(B, H)] * cell.states:
+def fitting_carry(carry: PyTree, name: str, states: int, shape: tuple[int, ...]) -> Carry:
+    """A carry in float32, which is a tuple of so many arrays of a shape.
+
+    Args:
+        carry: what was given for one.
+        name: of the layer, for errors.
+        states: how many arrays.
+        shape: of each.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    shapes = [tuple(jnp.shape(x)) for x in jax.tree.leaves(carry)]
+    if not isinstance(carry, tuple) or len(carry) != states or shapes != [shape] * states:
         raise ValueError(
-            f"the carry of this {cell.name} of {H} features for {B} rows is a tuple of {cell.states} of "
-            f"shape {(B, H)}; got {type(carry).__name__} of {shapes}"
+            f"the carry of this {name} is a tuple of {states} of shape {shape}; "
+            f"got {type(carry).__name__} of {shapes}"
         )
-    return tuple(x.astype(jnp.float32) for x in carry)
+    return tuple(jnp.asarray(x, jnp.float32) for x in carry)

@@ -15,7 +15,7 @@ from jax import lax
 from jdl.core import Array
 from jdl.nn.attention_parts import masked_softmax
 from jdl.nn.linear import Dense
-from jdl.nn.recurrence import Affine, Initializer, orthogonal_gates
+from jdl.nn.recurrence import Affine, Initializer, fitting_carry, orthogonal_gates, require_sequences
 from jdl.nn.recurrence_cells import GRU_CELL, Carry, Cell
 
 
@@ -56,6 +56,9 @@ class AttentiveRecurrence(linen.Module):
         kernel_init: of all kernels but the state's.
         bias_init: of the inputs' bias.
         dtype: of products and outputs; the state and the weights of attention are float32.
+
+    Raises:
+        ValueError: for inputs, a memory with its keys, lengths or a carry that do not fit.
 
     Example:
         >>> import jax
@@ -113,7 +116,17 @@ class AttentiveRecurrence(linen.Module):
             Outputs [B, T, H]; the contexts [B, T, M]; the weights of attention [B, T, S], float32; and the
             carry after each row's last real step. Where a step is not real the first three mean nothing.
         """
-        T = x_BTD.shape[1]
+        require_sequences(x_BTD, lengths, "AttentiveRecurrence")
+        B, T, _ = x_BTD.shape
+        H, S = self.features, memory_BSM.shape[1:2]
+        if memory_BSM.ndim != 3 or (key_BSA.shape, len(memory_BSM)) != ((B, *S, H), B):
+            raise ValueError(
+                f"AttentiveRecurrence takes a memory [{B}, steps, features] and its own keys of it, "
+                f"[{B}, steps, {H}]; got shapes {memory_BSM.shape} and {key_BSA.shape}"
+            )
+        if real_BS is not None and real_BS.shape != (B, *S):
+            raise ValueError(f"what is real of a memory has shape {(B, *S)}; got {tuple(real_BS.shape)}")
+        carry = fitting_carry(carry, self.cell.name, self.cell.states, (B, H))
         real_TB = None if lengths is None else jnp.arange(T)[:, None] < lengths[None]
         x_TBG = self.input(x_BTD.swapaxes(0, 1))
         dtype = x_TBG.dtype

@@ -14,8 +14,9 @@ from jax import lax
 
 from jdl.core import Array
 from jdl.nn.convolution import Conv, convolve
+from jdl.nn.dropout import require_rate
 from jdl.nn.linear import as_float
-from jdl.nn.recurrence import Initializer, open_forget_gate, require_lengths
+from jdl.nn.recurrence import Initializer, fitting_carry, open_forget_gate, require_lengths
 from jdl.nn.recurrence_cells import Carry
 
 
@@ -31,12 +32,16 @@ class ConvLSTM(linen.Module):
         kernel: k, side of both square kernels, odd.
         peephole: the gates see the cell's state too, through a weight for each place, which fixes the image's
             size.
+        reverse: from the last real step of each row to the first.
+        recurrent_dropout: probability of dropping an entry of the state, the same ones at all steps, on its
+            way into the gates (variational dropout).
         kernel_init: of both kernels.
         bias_init: of the bias.
         dtype: of convolutions and outputs; the state and what is computed elementwise are float32.
 
     Raises:
-        ValueError: for inputs that are not [B, T, H, W, C], an even kernel, or a carry that does not fit.
+        ValueError: for inputs that are not [B, T, H, W, C], an even kernel, lengths or a carry that do not
+            fit, or a rate out of range.
 
     Example:
         >>> init = ConvLSTM(4).init_with_output
@@ -52,13 +57,19 @@ class ConvLSTM(linen.Module):
     features: int
     kernel: int = 3
     peephole: bool = False
+    reverse: bool = False
+    recurrent_dropout: float = 0.0
     kernel_init: Initializer = linen.initializers.lecun_normal()
     bias_init: Initializer = open_forget_gate
     dtype: Any = None
 
     @linen.compact
     def __call__(
-        self, x_BTHWC: Array, lengths: Array | None = None, carry: Carry | None = None
+        self,
+        x_BTHWC: Array,
+        lengths: Array | None = None,
+        carry: Carry | None = None,
+        train: bool = False,
     ) -> tuple[Array, Carry]:
         """Runs over sequences of images.
 
@@ -67,6 +78,7 @@ class ConvLSTM(linen.Module):
             lengths: int32 [B], how many steps of each row are real, the first ones; what comes after them
                 reaches nothing. None for all.
             carry: (h, c) before the first step, each [B, H, W, F]; zeros when None.
+            train: drop what is to be dropped.
 
         Returns:
             Outputs [B, T, H, W, F], zero where a step is not real, and the carry after the last real step.
@@ -76,18 +88,14 @@ class ConvLSTM(linen.Module):
                 "ConvLSTM takes images [batch, time, height, width, channels] and an odd kernel; got shape "
                 f"{tuple(x_BTHWC.shape)} and {self.kernel}"
             )
+        require_rate("recurrent_dropout", self.recurrent_dropout)
         require_lengths(lengths, x_BTHWC)
         x_BTHWC = as_float(x_BTHWC, self.dtype)
         B, T, H, W, C = x_BTHWC.shape
         F, k = self.features, self.kernel
         if carry is None:
             carry = (jnp.zeros((B, H, W, F)),) * 2
-        if [tuple(x.shape) for x in carry] != [(B, H, W, F)] * 2:
-            raise ValueError(
-                f"the carry of this ConvLSTM is (h, c) of shape {(B, H, W, F)}; "
-                f"got {[tuple(x.shape) for x in carry]}"
-            )
-        carry = (carry[0].astype(jnp.float32), carry[1].astype(jnp.float32))
+        carry = fitting_carry(carry, "ConvLSTM", 2, (B, H, W, F))
         real_TB = None if lengths is None else jnp.arange(T)[:, None] < lengths[None]
         x = x_BTHWC.swapaxes(0, 1)
         if real_TB is not None:
@@ -101,6 +109,9 @@ class ConvLSTM(linen.Module):
             name="input",
         )(x.reshape(T * B, H, W, C)).reshape(T, B, H, W, 4 * F)
         kernel = self.param("kernel", self.kernel_init, (k, k, F, 4 * F)).astype(x.dtype)
+        drop = None
+        if train and self.recurrent_dropout:
+            drop = linen.Dropout(self.recurrent_dropout, deterministic=False)(jnp.ones((B, H, W, F)))
         seen = None
         if self.peephole:
             seen = self.param("peephole", linen.initializers.zeros, (3, H, W, F)).astype(jnp.float32)[:, None]
@@ -108,9 +119,8 @@ class ConvLSTM(linen.Module):
         def step(before: Carry, given: Any) -> tuple[Carry, Array]:
             x_BHWG, real_B = given
             h, c = before
-            z = convolve(
-                h.astype(x_BHWG.dtype), kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
+            used = (h if drop is None else h * drop).astype(x_BHWG.dtype)
+            z = convolve(used, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
             i, f, g, o = jnp.split(x_BHWG.astype(jnp.float32) + z.astype(jnp.float32), 4, -1)
             if seen is not None:
                 i, f = i + seen[0] * c, f + seen[1] * c
@@ -128,7 +138,7 @@ class ConvLSTM(linen.Module):
         carry, y = lax.platform_dependent(
             carry,
             (x, real_TB),
-            cpu=lambda carry, given: lax.scan(step, carry, given, unroll=T),
-            default=lambda carry, given: lax.scan(step, carry, given),
+            cpu=lambda carry, given: lax.scan(step, carry, given, reverse=self.reverse, unroll=T),
+            default=lambda carry, given: lax.scan(step, carry, given, reverse=self.reverse),
         )
         return y.swapaxes(0, 1), carry

@@ -5,13 +5,14 @@ Axes: B batch, T time, D input features, H features of the state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen
 
 from jdl.core import Array
+from jdl.nn.dropout import require_rate
 
 
 class Bidirectional(linen.Module):
@@ -21,6 +22,9 @@ class Bidirectional(linen.Module):
 
     Attributes:
         layer: constructor of a layer, which takes ``name`` and ``reverse``.
+
+    Raises:
+        ValueError: for a carry that is no pair.
 
     Example:
         >>> import functools, jax
@@ -42,6 +46,10 @@ class Bidirectional(linen.Module):
         self, x_BTD: Array, lengths: Array | None = None, carry: Any = None, train: bool = False
     ) -> tuple[Array, Any]:
         """As `Recurrence`; outputs [B, T, 2 H] and a carry of each direction."""
+        if carry is not None and (not isinstance(carry, tuple | list) or len(carry) != 2):
+            raise ValueError(
+                f"the carry of a layer in both directions is a pair, of each its own; got {_said(carry)}"
+            )
         forward, backward = (None, None) if carry is None else carry
         y_BTH, forward = self.layer(name="forward")(x_BTD, lengths, forward, train)
         z_BTH, backward = self.layer(name="backward", reverse=True)(x_BTD, lengths, backward, train)
@@ -55,6 +63,9 @@ class RecurrentStack(linen.Module):
         layers: a constructor for each layer, which takes a ``name``.
         dropout: probability of dropping a feature between two layers.
         locked: drop the same features at all steps of a row (variational dropout), not at each step others.
+
+    Raises:
+        ValueError: for a dropout out of range, or a carry of another number of layers.
 
     Example:
         >>> import functools, jax
@@ -75,8 +86,10 @@ class RecurrentStack(linen.Module):
         self, x_BTD: Array, lengths: Array | None = None, carry: Any = None, train: bool = False
     ) -> tuple[Array, Any]:
         """As `Recurrence`; outputs are the last layer's, the carry has an entry a layer."""
-        if carry is not None and len(carry) != len(self.layers):
-            raise ValueError(f"a carry of {len(carry)} layers does not fit a stack of {len(self.layers)}")
+        if carry is not None and (not isinstance(carry, tuple | list) or len(carry) != len(self.layers)):
+            raise ValueError(
+                f"the carry of a stack of {len(self.layers)} layers has an entry for each; got {_said(carry)}"
+            )
         carries = []
         for i, make in enumerate(self.layers):
             if i:
@@ -85,6 +98,12 @@ class RecurrentStack(linen.Module):
             x_BTD, after = make(name=f"layer{i + 1}")(x_BTD, lengths, before, train)
             carries.append(after)
         return x_BTD, tuple(carries)
+
+
+def _said(carry: Any) -> str:
+    """What is wrong with a carry, for errors."""
+    count = f" of {len(carry)}" if isinstance(carry, Sized) and not hasattr(carry, "shape") else ""
+    return f"{type(carry).__name__}{count}"
 
 
 class LockedDropout(linen.Module):
@@ -113,7 +132,6 @@ class LockedDropout(linen.Module):
     @linen.compact
     def __call__(self, x_BTD: Array, train: bool = False) -> Array:
         """[B, T, D] to the same shape."""
-        if not 0 <= self.rate < 1:
-            raise ValueError(f"dropout, a rate, must be at least 0 and below 1; got {self.rate}")
+        require_rate("dropout", self.rate)
         dims = (1,) if self.locked else ()
         return linen.Dropout(self.rate, broadcast_dims=dims, deterministic=not train)(x_BTD)

@@ -17,6 +17,7 @@ from flax import linen
 
 from jdl.core import LOSSES, Array, by_example
 from jdl.nn.blocks import depth_rates
+from jdl.nn.dropout import require_rate
 from jdl.nn.multihead import PLAIN, KeyValues, Look
 from jdl.nn.transformer import Block, BlockConfig
 
@@ -75,8 +76,7 @@ class Blocks(linen.Module):
         if self.remat is not None and self.remat not in REMAT:
             raise ValueError(f"remat is None or one of {', '.join(REMAT)}; got {self.remat!r}")
         for name in ("stochastic_depth", "dropout"):
-            if not 0 <= (rate := getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1; got {rate}")
+            require_rate(name, getattr(self, name))
         for name in ["block"] if self.scan else self._names:
             setattr(self, name, Block(self.config, self.has_memory, self.dropout, self.dtype))
         relative = self.config.relative

@@ -73,7 +73,8 @@ def next_token(
     if not getattr(module, "causal", True):
         raise ValueError(
             "next_token needs a causal model, in which no token is seen before its turn; this "
-            f"{type(module).__name__} is not: give it BlockConfig(causal=True), or use tasks.masked"
+            f"{type(module).__name__} is not: give it BlockConfig(causal=True) (if it is recurrent, "
+            "bidirectional=False), or use tasks.masked"
         )
     task = of_tokens(module, label_smoothing, z_loss, chunk)
 

@@ -53,7 +53,8 @@ def masked(
         loss". Its ``predict`` takes tokens as they are, masks and all.
 
     Raises:
-        ValueError: for a rate or a token out of range; and, from the task's ``check``, as `next_token`.
+        ValueError: for a rate or a token out of range, or a module that says by an attribute ``causal`` that
+            it sees nothing behind a token; and, from the task's ``check``, as `next_token`.
 
     Example:
         >>> from flax import linen
@@ -73,6 +74,11 @@ def masked(
         understanding", 2019, section 3.1. Static and dynamic masks: Liu et al., "RoBERTa: a robustly
         optimized BERT pretraining approach", 2019, section 4.1.
     """
+    if getattr(module, "causal", False):
+        raise ValueError(
+            "masked needs a model that sees what is before and behind a token; this "
+            f"{type(module).__name__} is causal: give it BlockConfig(causal=False), or use tasks.next_token"
+        )
     _require_share("rate", rate)
     for name, token in (("mask_token", mask_token), *(("special", token) for token in special)):
         if not 0 <= token < vocab_size:

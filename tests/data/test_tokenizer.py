@@ -183,15 +183,21 @@ def ranks_of(tokenizer):
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_ranks_as_tiktoken_reads_them(bpe, pattern, tmp_path):
+def test_ranks_as_tiktoken_reads_them(bpe, pattern, tmp_path, monkeypatch):
     tiktoken = pytest.importorskip("tiktoken")
+    published = pytest.importorskip("tiktoken_ext.openai_public")
     ranks = ranks_of(bpe)
+    # The pattern is tiktoken's own, and needs none of the files that its ranks are fetched from.
+    for reader in ("load_tiktoken_bpe", "data_gym_to_mergeable_bpe_ranks"):
+        monkeypatch.setattr(published, reader, lambda *_, **__: ranks)
+    encoding = {"gpt2": "gpt2", "cl100k": "cl100k_base", "o200k": "o200k_base"}[pattern]
+    split = getattr(published, encoding)()["pat_str"]
     specials = {"<|endoftext|>": len(ranks) + 3}
     (tmp_path / "x.tiktoken").write_bytes(
         b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
     )
     ours = load_ranks(tmp_path / "x.tiktoken", pattern, specials)
-    theirs = tiktoken.Encoding("x", pat_str=PATTERNS[pattern], mergeable_ranks=ranks, special_tokens=specials)
+    theirs = tiktoken.Encoding("x", pat_str=split, mergeable_ranks=ranks, special_tokens=specials)
     assert ours.vocab_size == theirs.n_vocab
     assert ours.specials == specials
 
@@ -202,12 +208,63 @@ def test_ranks_as_tiktoken_reads_them(bpe, pattern, tmp_path):
 
     check(TEXT)
     check(STRANGE)
+    check("HelloWORLD's camelCase I'LL ÀÉ\u0301x a/b//\n/ \u01c5ABC中文Ａ3456\n\n  x\t\t\n ")
     settings(max_examples=100, deadline=None)(given(st.text())(check))()
     marked = "to be<|endoftext|> or not"
     ids = ours.encode(marked, specials=True).tolist()
     assert ids == theirs.encode(marked, allowed_special="all")
     assert ours.decode(ids, specials=True) == marked
     assert ours.decode(ids) == "to be or not"
+
+
+def test_older_folders_as_transformers_reads_them(bpe, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    texts = ["Hello, naïve World! 中文 [MASK] x", "don't to be   or not", "THE cat\n😀", TEXT[:300]]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyzïTHE,!'中"]
+    words += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyzïHE"] + ["hello", "the", "to", "##ld"]
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", "utf-8")
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    for own in (None, {"do_lower_case": False}, {"tokenizer_class": "BertTokenizer", "strip_accents": False}):
+        if own is not None:
+            (folder / "tokenizer_config.json").write_text(json.dumps(own))
+        ours, theirs = load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
+        assert ours.specials == dict(zip(words[:5], range(5), strict=True))
+        for text in texts:
+            assert ours.encode(text, specials=True).tolist() == theirs(text)["input_ids"]
+
+    folder = tmp_path / "gpt2"
+    folder.mkdir()
+    model = train_bpe(TEXT.splitlines(), 400).to_json()["tokenizer"]["model"]
+    vocabulary = model["vocab"] | {"<|endoftext|>": len(model["vocab"])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in model["merges"]), "utf-8"
+    )
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    ours, theirs = load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    for text in (*texts, "to be<|endoftext|> or not"):
+        ids = ours.encode(text, specials=True).tolist()
+        assert ids == theirs(text)["input_ids"]
+        assert ours.decode(ids, specials=True) == text
+
+
+def test_folders_that_say_too_little_are_refused(tmp_path):
+    """Other families cut text in other ways, which the vocabulary does not say."""
+    (tmp_path / "vocab.json").write_text("{}")
+    (tmp_path / "merges.txt").write_text("")
+    message = r"has no tokenizer.json, .* AutoTokenizer.from_pretrained\(.*save_pretrained\("
+    for config in ({}, {"model_type": "qwen2"}, {"model_type": "bert"}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(FileNotFoundError, match=message):
+            load_tokenizer(tmp_path)
+    (tmp_path / "vocab.txt").write_text("a\nb\n")
+    with pytest.raises(ValueError, match=r"the vocabulary in .* cannot be read: .*sep_token"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "added_tokens.json").write_text('{"<new>": 9}')
+    with pytest.raises(FileNotFoundError, match=message):
+        load_tokenizer(tmp_path)
 
 
 def test_hugging_face_agrees_with_transformers(bpe, tmp_path):
@@ -259,8 +316,16 @@ def test_bad_tokenizers(tmp_path):
         (lambda: train_bpe(["a"], 256, ["<s>"]), "no room for the 256 bytes and 1 special tokens"),
         (lambda: train_bpe([], 300), "needs texts to learn from"),
         (lambda: train_bpe([""], 300), "needs texts to learn from"),
-        (lambda: load_ranks({b"a": 0}), "255 bytes have no token, for example byte 0"),
-        (lambda: load_ranks({bytes([i]): i for i in range(256)}, specials={"<s>": 3}), "a rank of its own"),
+        (lambda: load_ranks({b"a": 0}, "gpt2"), "255 bytes have no token, for example byte 0"),
+        (
+            lambda: load_ranks({bytes([i]): i for i in range(256)}, "gpt2", {"<s>": 3}),
+            "a rank of its own",
+        ),
+        (
+            lambda: load_ranks({bytes([i]): i for i in range(256)}, "cl100k_base"),
+            "pattern is one of gpt2, cl100k, o200k or a regular expression; got 'cl100k_base'",
+        ),
+        (lambda: train_bpe(["a"], 300, pattern="gpt4"), "pattern is one of .* got 'gpt4', a mere word"),
         (lambda: Tokenizer.from_json({"kind": "morse"}), "one of characters, bytes, words, hugging_face"),
         (lambda: Tokenizer.from_json([]), "got None"),
         (lambda: Tokenizer.from_json({"kind": "hugging_face"}), "description cannot be read"),
@@ -278,7 +343,9 @@ def test_bad_tokenizers(tmp_path):
     ]:
         (tmp_path / "ranks").write_bytes(content)
         with pytest.raises(ValueError, match=message):
-            load_ranks(tmp_path / "ranks")
+            load_ranks(tmp_path / "ranks", "gpt2")
+    with pytest.raises(TypeError, match="pattern"):
+        load_ranks(tmp_path / "ranks")
     for content, message in [
         (b"\xff\xfe", "no JSON"),
         (b"[1]", "holds no tokenizer"),

@@ -6,6 +6,7 @@ import pytest
 
 from jdl import models
 from jdl.generation import beam_search, chain, decoder, generate, greedy, repetition_penalty, speculative
+from jdl.nn.positions import LinearScaling, Rotary
 from tests.compiling import jit
 
 V, N = 7, 9
@@ -59,3 +60,22 @@ def test_cached_and_uncached_are_equal(name):
         best = beam_search(made, TARGETS, lengths=LENGTHS, num_beams=2, max_new_tokens=N)
         expected = said(np.asarray(best.tokens_BKN[:, 0])).sum(1)
         np.testing.assert_allclose(best.log_probs_BK[:, 0], expected, rtol=1e-5)
+
+
+def test_weights_are_put_on_the_device_once():
+    """Not whenever a program is called, as arrays of NumPy would be."""
+    model = MODELS["transformer"]()
+    variables = jax.device_get(jit(model.init)(jax.random.key(1), inputs(model, TARGETS)))
+    made = decoder(model, variables, source=SOURCE)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(made))
+
+
+def test_rotary_positions_beyond_the_context_are_told():
+    sizes = {"vocab_size": V, "width": 8, "depth": 1, "num_heads": 2, "num_kv_heads": 1, "hidden": 16}
+    model = models.llama(context=6, **sizes)
+    variables = jit(model.init)(jax.random.key(0), TARGETS)
+    write = lambda model, n: generate(decoder(model, variables), TARGETS, 0, greedy, max_new_tokens=n)
+    write(model, 3)
+    with pytest.warns(UserWarning, match="needs 7 positions; the Transformer was trained on 6 .* no scaling"):
+        write(model, 4)
+    write(models.llama(context=6, rotary=Rotary(scaling=LinearScaling(2.0)), **sizes), 4)

@@ -60,6 +60,7 @@ VIT = {
 CASES = {
     "gpt2": ("GPT2LMHeadModel", GPT2 | {"n_inner": 40}, {}),
     "gpt2-relu": ("GPT2Model", GPT2 | {"n_layer": 1, "activation_function": "relu"}, {}),
+    "gpt2-classes": ("GPT2ForSequenceClassification", GPT2 | {"num_labels": 3, "pad_token_id": 0}, {}),
     "bert": ("BertForMaskedLM", SIZES, {}),
     "bert-pairs": ("BertForSequenceClassification", SIZES | {"num_labels": 3}, {"scan": True}),
     "bert-words": ("BertForTokenClassification", SIZES | {"num_hidden_layers": 1, "num_labels": 9}, {}),
@@ -74,6 +75,11 @@ CASES = {
             "mlp_bias": True,
             "rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.0},
         },
+        {"scan": True},
+    ),
+    "llama-classes": (
+        "LlamaForSequenceClassification",
+        SIZES | {"num_key_value_heads": 2, "num_labels": 3, "pad_token_id": 0},
         {"scan": True},
     ),
     "mistral": ("MistralForCausalLM", SIZES | {"num_key_value_heads": 1, "sliding_window": 3}, {}),
@@ -125,7 +131,11 @@ CASES = {
     ),
 }
 # What cannot be told from the module; and what rounding does to the deepest network, equal in float64.
-FIELDS = {"efficientnet": {"image_size": 20, "depthwise_padding": [4]}}
+FIELDS = {
+    "efficientnet": {"image_size": 20, "depthwise_padding": [4]},
+    "gpt2-classes": {"pad_token_id": 0},
+    "llama-classes": {"pad_token_id": 0},
+}
 TOLERANCES = {"mobilenet_v2": 1e-4}
 IMAGES = {"vit": 16, "resnet": 16, "convnext": 16, "mobilenet_v1": 33, "mobilenet_v2": 33, "efficientnet": 20}
 
@@ -182,6 +192,8 @@ def inputs_of(name):
         return {"source": row, "target": target}, theirs | {"decoder_input_ids": target}
     if name.startswith("bert"):
         return row | {"types": TYPES}, theirs | {"token_type_ids": TYPES}
+    if name.endswith("-classes"):  # where a row ends is told there by its padding
+        return row, theirs | {"input_ids": TOKENS * REAL}
     return row, theirs
 
 
@@ -236,6 +248,25 @@ def test_what_a_configuration_says_is_what_the_module_is(published):
     assert module.block.activation == "gelu_tanh"
     module, _ = interop.from_hugging_face(published("mistral")[1])
     assert module.block.window == 3
+    module, _ = interop.from_hugging_face(published("llama-classes")[1])
+    assert (module.head, module.pool) == (3, "last")
+
+
+def test_a_window_of_null_is_none(torch, transformers, tmp_path):
+    """As the later releases of Mistral 7B say it."""
+    config = transformers.MistralConfig(**SIZES, num_key_value_heads=1, sliding_window=None)
+    torch.manual_seed(0)
+    model = transformers.MistralForCausalLM(config).eval()
+    model.save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    assert said["sliding_window"] is None
+    module, variables = interop.from_hugging_face(tmp_path)
+    assert module.block.window is None
+    found = jit(module.apply)(variables, inputs_of("mistral")[0])
+    assert_close(found, theirs_of(torch, model, "mistral"), "mistral")
+    (tmp_path / "config.json").write_text(json.dumps(said | {"sliding_window": "none"}))
+    with pytest.raises(ValueError, match='"sliding_window" is .none., and should be like 4096'):
+        interop.from_hugging_face(tmp_path)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

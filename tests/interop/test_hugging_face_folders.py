@@ -20,6 +20,7 @@ TOKEN = np.zeros((1, 1), np.int32)
 IMAGE = np.zeros((1, 8, 8, 3), np.float32)
 MODELS = {
     "gpt2": (models.gpt(context=4, **SIZES), TOKEN),
+    "gpt2-classes": (models.gpt(context=4, head=3, pool="last", **SIZES), TOKEN),
     "bert": (models.bert(context=4, **SIZES), TOKEN),
     "bert-states": (models.bert(context=4, head=None, **SIZES), TOKEN),
     "bert-classes": (models.bert(context=4, head=3, pool="first", pooler=True, **SIZES), TOKEN),
@@ -43,7 +44,10 @@ def variables_of(name):
     module, example = MODELS[name]
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), example))
-    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
+    variables = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
+    if name == "gpt2-classes":  # whose head has no bias there
+        variables["params"]["head"]["bias"][:] = 0
+    return variables
 
 
 @pytest.fixture
@@ -188,6 +192,28 @@ def test_another_head(folder):
     assert variables["params"]["head"]["kernel"].shape == (8, 7)
 
 
+def test_a_trained_head_of_a_decoder_is_read(folder, tmp_path):
+    """With a key too, and from a folder whose class is not named."""
+    path, key = folder("gpt2-classes"), jax.random.key(3)
+    head = variables_of("gpt2-classes")["params"]["head"]
+    module, variables = from_hugging_face(path, key=key)
+    assert (module.head, module.pool) == (3, "last")
+    assert_equal(variables["params"]["head"], head)
+    change(path, architectures=["GPT2LMHeadModel"])
+    for options in ({}, {"key": key}):
+        module, variables = from_hugging_face(path, head=3, pool="last", **options)
+        assert_equal(variables["params"]["head"], head)
+    with pytest.raises(ValueError, match='head/kernel .8, 5. ."score.weight" .3, 8..*\n.*with a key, head'):
+        from_hugging_face(path, head=5, pool="last")
+    module, variables = from_hugging_face(path)
+    assert "head" not in variables["params"]
+    variables = variables_of("gpt2-classes")
+    variables["params"]["head"]["bias"][1] = 1
+    with pytest.raises(ValueError, match="has no score.bias: the biases of such a head must be zeros"):
+        to_hugging_face(tmp_path / "biased", MODELS["gpt2-classes"][0], variables)
+    assert not (tmp_path / "biased").exists()
+
+
 def test_attributes_of_the_module_may_be_given(folder):
     module, _ = from_hugging_face(folder("gpt2"), dtype=np.float16, dropout=0.5, chunk=2)
     assert (module.dtype, module.dropout, module.block.chunk) == (np.float16, 0.5, 2)
@@ -200,7 +226,7 @@ REFUSED = [
     ("gpt2", {"model_type": None}, '"model_type" is None'),
     (
         "gpt2",
-        {"architectures": ["GPT2ForSequenceClassification"]},
+        {"architectures": ["GPT2ForTokenClassification"]},
         '"architectures" is .* supported are GPT2',
     ),
     (

@@ -287,6 +287,20 @@ def test_a_file_cut_off_is_refused(torch, tmp_path, suffix, keep):
         read_tensors(path)
 
 
+@pytest.mark.parity
+def test_types_of_safetensors_are_read_or_named(torch, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "a.safetensors"
+    unsigned = {f"u{bits}": torch.tensor([7]).to(getattr(torch, f"uint{bits}")) for bits in (8, 16, 32, 64)}
+    safetensors.save_file(unsigned, path)
+    assert {name: (x.dtype.name, int(x[0])) for name, x in read_tensors(path).items()} == {
+        f"u{bits}": (f"uint{bits}", 7) for bits in (8, 16, 32, 64)
+    }
+    safetensors.save_file({"w": torch.ones(2), "v": torch.ones(2).to(torch.float8_e4m3fn)}, path)
+    with pytest.raises(ValueError, match="1 tensors of types that are not read, for example 'v' of F8_E4M3"):
+        read_tensors(path)
+
+
 def test_what_is_no_file_of_tensors(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file"):
         read_tensors(tmp_path / "missing.safetensors")

@@ -1,5 +1,7 @@
 """ConvLSTM equals a loop of PyTorch's convolutions, values and gradients; its network forecasts."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +73,53 @@ def test_padding_reaches_nothing_and_accelerators_get_a_loop():
     assert ["stablehlo.while" in program for program in programs] == [False, True]
 
 
+def test_backwards_is_forwards_of_each_row_turned_round():
+    x, lengths = normal(0, B, T, H, W, C), np.array([3, 2])
+    forward, backward = nn.ConvLSTM(F), nn.ConvLSTM(F, reverse=True)
+    variables = jit(forward.init)(jax.random.key(0), x)
+    turned = x.copy()
+    for row, n in zip(turned, lengths, strict=True):
+        row[:n] = row[:n][::-1]
+    y, last = jit(backward.apply)(variables, x, jnp.asarray(lengths))
+    z, end = jit(forward.apply)(variables, turned, jnp.asarray(lengths))
+    for row, other, n in zip(y, z, lengths, strict=True):
+        np.testing.assert_allclose(row[:n], other[:n][::-1], atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), last, end)
+
+
+def test_stacks_in_both_directions():
+    layer = functools.partial(nn.Bidirectional, functools.partial(nn.ConvLSTM, F, recurrent_dropout=0.2))
+    stack = nn.RecurrentStack([layer, layer], dropout=0.5)
+    x, keys = normal(0, B, T, H, W, C), {"dropout": jax.random.key(1)}
+    variables = jit(stack.init)(jax.random.key(0), x)
+    run = jit(lambda v, x, carry: stack.apply(v, x, None, carry, True, rngs=keys))
+    y, carry = run(variables, x, None)
+    assert y.shape == (B, T, H, W, 2 * F)
+    again, _ = run(variables, x, carry)
+    assert np.any(again != y)
+
+
+def test_dropout_of_the_state_lasts_a_sequence_and_differs_by_row():
+    """The gates see the state through a kernel that gives each entry to its own output gate alone."""
+    layer = nn.ConvLSTM(F, kernel=1, recurrent_dropout=0.5)
+    x = jnp.ones((B, T, H, W, C))
+    params = jax.tree.map(jnp.zeros_like, jit(layer.init)(jax.random.key(0), x)["params"])
+    params["kernel"] = jnp.concatenate([jnp.zeros((F, 3 * F)), jnp.eye(F)], -1)[None, None]
+    params["input"]["bias"] = params["input"]["bias"].at[2 * F : 3 * F].set(1.0)
+    run = lambda train: layer.apply(
+        {"params": params}, x, train=train, rngs={"dropout": jax.random.key(1)} if train else None
+    )
+    (y, (_, c)), (whole, _) = run(True), run(False)
+    # What the cell holds does not depend on the state, and the output gate is 1/2 where it was dropped.
+    gates = y[:, 1:] / jnp.tanh(jnp.stack([c / sum(0.5**i for i in range(T)) * s for s in (1.5, 1.75)], 1))
+    dropped = jnp.abs(gates - 0.5) < 1e-5
+    assert (dropped[:, 0] == dropped[:, 1]).all()
+    assert 0.3 < dropped[:, 0].mean() < 0.7
+    assert (dropped[0] != dropped[1]).any()
+    assert (whole[:, 1:][dropped] > y[:, 1:][dropped]).all()
+    assert (whole[:, 1] < y[:, 1])[~dropped[:, 0]].all()
+
+
 def test_forecasts_and_says_something_of_each_frame():
     x = jnp.ones((B, T, H, W, C))
     shape = lambda model: jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), x)[0]).shape
@@ -88,8 +137,10 @@ def test_forecasts_and_says_something_of_each_frame():
     [
         (nn.ConvLSTM(F), (jnp.zeros((B, T, H, W)),), "images \\[batch, time, height, width, channels\\]"),
         (nn.ConvLSTM(F, kernel=2), (jnp.zeros((B, T, H, W, C)),), "an odd kernel; got .* and 2"),
-        (nn.ConvLSTM(F), (jnp.zeros((B, T, H, W, C)), None, (jnp.zeros((B, H)),) * 2), "\\(h, c\\) of shape"),
+        (nn.ConvLSTM(F), (jnp.zeros((B, T, H, W, C)), None, (jnp.zeros((B, H)),) * 2), "a tuple of 2 of"),
         (nn.ConvLSTM(F), (jnp.zeros((B, T, H, W, C)), jnp.ones(B)), "one integer a row"),
+        (nn.ConvLSTM(F, recurrent_dropout=1.5), (jnp.zeros((B, T, H, W, C)),), "recurrent_dropout, a rate,"),
+        (models.ConvLSTMNet(1, dropout=50), (jnp.zeros((B, T, H, W, C)),), "dropout, a rate, .* got 50"),
         (models.ConvLSTMNet(1), (jnp.zeros((B, T, H)),), "ConvLSTMNet takes a .sequence. of images"),
     ],
 )

@@ -204,6 +204,9 @@ def test_logits_of_low_precision_are_float32(model, inputs):
         (models.Recurrent(2, vocab_size=3), jnp.zeros((2, 3, 1)), "integers .* got float32"),
         (LM, {"tokens": TOKENS, "segments": TOKENS}, "RecurrentLM knows no segments"),
         (models.RecurrentLM(5, 4, (6,)), TOKENS, "as wide as a token, 4; got 6"),
+        (models.RecurrentLM(5, 4, (4,), token_dropout=1.5), TOKENS, "^token_dropout, a rate, .* got 1.5"),
+        (models.RecurrentLM(5, 4, (4,), weight_drop=50), TOKENS, "^weight_drop, a rate, .* got 50"),
+        (models.Recurrent(2, vocab_size=3, dropout=-0.5), TOKENS, "^dropout, a rate, .* got -0.5"),
     ],
 )
 def test_says_what_is_wrong(model, inputs, message):

@@ -75,6 +75,32 @@ def test_the_attentive_layer_by_hand(cell):
         np.testing.assert_allclose(last[0][b], state, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": np.zeros((2, 2))}, r"takes sequences \[batch, time, features\]; got shape \(2, 2\)"),
+        ({"lengths": [5, 3]}, "lengths are an array of one integer a row, .* got a list"),
+        ({"carry": (np.zeros((2, 4)),)}, r"a tuple of 1 of shape \(2, 3\); got tuple of \[\(2, 4\)\]"),
+        ({"carry": np.zeros((2, 3))}, "a tuple of 1 of shape"),
+        ({"memory": np.zeros((2, S + 1, 5))}, r"a memory \[2, steps, .* got shapes \(2, 5, 5\) and \(2, 4,"),
+        ({"keys": np.zeros((2, S, 4))}, r"its own keys of it, \[2, steps, 3\]; got .* and \(2, 4, 4\)"),
+        ({"real": np.ones((2, S + 1), bool)}, r"real of a memory has shape \(2, 4\); got \(2, 5\)"),
+    ],
+)
+def test_the_attentive_layer_says_what_is_wrong(change, message):
+    given = {
+        "x": np.zeros((2, T, 2)),
+        "keys": np.zeros((2, S, 3)),
+        "memory": np.zeros((2, S, 5)),
+        "real": np.ones((2, S), bool),
+        "carry": (np.zeros((2, 3)),),
+        "lengths": None,
+    }
+    jax.eval_shape(lambda: AttentiveRecurrence(3).init(jax.random.key(0), *given.values()))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda: AttentiveRecurrence(3).init(jax.random.key(0), *(given | change).values()))
+
+
 @pytest.mark.parametrize("attention", ["dot", "general"])
 def test_luong_equals_pytorch(torch, attention):
     """Two layers of LSTMs with PyTorch's layers, and attention written out with its products."""

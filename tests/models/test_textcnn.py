@@ -54,5 +54,9 @@ def test_takes_vectors_of_words_and_says_what_is_wrong():
         2,
         300,
     )
+    for name in ("dropout", "token_dropout"):
+        noisy = models.TextCNN(2, 9, **{name: 50})
+        with pytest.raises(ValueError, match=f"^{name}, a rate, must be at least 0 and below 1; got 50"):
+            jax.eval_shape(noisy.init, jax.random.key(0), jnp.zeros((2, 3), jnp.int32))
     with pytest.raises(ValueError, match="TextCNN takes tokens that are integers"):
         jax.eval_shape(MODEL.init, jax.random.key(0), x)

@@ -327,8 +327,13 @@ def test_another_width_of_llama_needs_its_own_heads():
         ({"head": "linear"}, tokens(), "head is None, a number or one of tied, .*; got 'linear'"),
         ({"vocab_size": None}, jnp.zeros((2, 3, 4)), "no vocabulary for its head 'tied': give a number"),
         ({"pooler": True}, tokens(), 'a pooler needs a pool, such as pool="first"'),
+        (
+            {"pool": "mean", "head": 2},
+            {"tokens": tokens(), "segments": jnp.ones((3, 9), int)},
+            "the pool 'mean' would mix the segments of a row: give each document a row of its own",
+        ),
         ({"stochastic_depth": 1.0}, tokens(), "at least 0 and below 1; got 1.0"),
-        ({"dropout": 1.5}, tokens(), "dropout must be at least 0 and below 1; got 1.5"),
+        ({"dropout": 1.5}, tokens(), "dropout, a rate, must be at least 0 and below 1; got 1.5"),
         ({"remat": "all"}, tokens(), "remat is None or one of full, dots; got 'all'"),
     ],
 )

@@ -57,8 +57,26 @@ def test_low_precision_is_scored_in_float32():
         np.testing.assert_allclose(a, b, rtol=1e-6)
     for a, b in zip(grads, expected, strict=True):
         assert a.dtype == jnp.bfloat16
-        # The gradient of w is a sum over chunks, rounded after each.
+        # The gradient of h in chunks is rounded from float32.
         np.testing.assert_allclose(a.astype(np.float32), b.astype(np.float32), rtol=0.05, atol=2.0)
+
+
+def test_the_gradient_of_low_precision_does_not_depend_on_the_number_of_chunks():
+    """It is added up in float32: in bfloat16 the sum of 64 chunks would lose most of their last bits."""
+    T, D, V = 256, 8, 16
+    rng = np.random.default_rng(0)
+    h, w = rng.normal(size=(B, T, D)), rng.normal(size=(D, V))
+    labels = jnp.asarray(rng.integers(0, V, (B, T)))
+
+    def gradient(chunk, dtype):
+        low = lambda x: jnp.asarray(x, jnp.float32).astype(jnp.bfloat16).astype(dtype)
+        loss = lambda w: scores(low(h), w.astype(dtype), labels, chunk).loss.sum()
+        return jit(jax.grad(loss))(low(w).astype(jnp.float32))
+
+    exact = gradient(None, jnp.float32)
+    error = {n: float(jnp.linalg.norm(gradient(T // n, jnp.bfloat16) - exact)) for n in (1, 64)}
+    assert error[64] < 1.5 * error[1]
+    assert error[64] < 0.01 * float(jnp.linalg.norm(exact))
 
 
 def test_scores_equal_torch(torch):

@@ -335,7 +335,7 @@ def test_initial_values():
         (
             nn.GRU(H),
             (jnp.zeros((B, T, D)), jnp.ones(2, jnp.int32)),
-            "lengths are one integer a row, \\(3,\\)",
+            "lengths are an array of one integer a row, \\(3,\\)",
         ),
         (nn.GRU(H), (jnp.zeros((B, T, D)), jnp.ones(B)), "got float32"),
         (
@@ -344,7 +344,18 @@ def test_initial_values():
             "a tuple of 2 of shape \\(3, 3\\); got tuple of \\[\\(3, 3\\)\\]",
         ),
         (nn.RNN(H), (jnp.zeros((B, T, D)), None, jnp.zeros((B, H))), "a tuple of 1 of shape"),
-        (stack("gru", False), (jnp.zeros((B, T, D)), None, ((),)), "1 layers does not fit a stack of 2"),
+        (stack("gru", False), (jnp.zeros((B, T, D)), None, ((),)), "stack of 2 layers .* got tuple of 1"),
+        (stack("gru", False), (jnp.zeros((B, T, D)), None, 3), "an entry for each; got int"),
+        (nn.GRU(H), (jnp.zeros((B, T, D)), [5, 5, 5]), "an array of one integer a row, \\(3,\\) .* a list"),
+        (
+            stack("lstm", True, 1),
+            (jnp.zeros((B, T, D)), None, ((jnp.zeros((B, H)),) * 3,)),
+            "in both directions is a pair, of each its own; got tuple of 3",
+        ),
+        (stack("lstm", True, 1), (jnp.zeros((B, T, D)), None, (jnp.zeros((B, H)),)), "pair, .* got Array"),
+        (nn.LSTM(H, weight_drop=50), (jnp.zeros((B, T, D)),), "weight_drop, a rate, must .* got 50"),
+        (nn.GRU(H, recurrent_dropout=-0.5), (jnp.zeros((B, T, D)),), "recurrent_dropout, .* got -0.5"),
+        (nn.StochasticDepth(1.5), (jnp.zeros((B, T)),), "stochastic_depth, a rate, must .* got 1.5"),
     ],
 )
 def test_says_what_is_wrong(layer, arguments, message):

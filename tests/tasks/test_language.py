@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jdl.core import FAULTS, LOSSES, summarize
-from jdl.models import Recurrent, Seq2Seq, TextCNN, bert, transformer
+from jdl.models import Recurrent, RecurrentLM, Seq2Seq, TextCNN, bert, gpt, transformer
 from jdl.tasks import (
     classification,
     masked,
@@ -488,6 +488,13 @@ def test_check_of_hidden_tokens_says_what_is_wrong():
         (lambda: next_token(Words(), z_loss=-1.0), "z_loss, a weight, must not be negative"),
         (lambda: next_token(linen.Dense(3), chunk=2), "methods hidden and logits; Dense has not both"),
         (lambda: next_token(bert(vocab_size=V)), "needs a causal model, .* Transformer is not"),
+        (
+            lambda: next_token(Recurrent(V, (4,), bidirectional=True, pool="none", vocab_size=V)),
+            "needs a causal model, .* Recurrent is not: .* bidirectional=False",
+        ),
+        (lambda: masked(gpt(vocab_size=V), V, 6), "before and behind a token; this Transformer is causal"),
+        (lambda: masked(Recurrent(V, (4,), vocab_size=V), V, 6), "this Recurrent is causal"),
+        (lambda: masked(RecurrentLM(V, 4, (4,)), V, 6), "this RecurrentLM is causal"),
         (lambda: masked(Words(), V, V), "mask_token must lie in 0..6, the vocabulary; got 7"),
         (lambda: masked(Words(), V, 0, special=(9,)), "special must lie in 0..6"),
         (lambda: masked(Words(), V, 0, rate=0.0), "rate, .* between 0 and 1; got 0.0"),
