@@ -106,6 +106,12 @@ def _without_kept_memory() -> None:
     _replace(runtime._keep_memory, lambda: None)
 
 
+def _without_waiting() -> None:
+    from jdl.train import runtime
+
+    _replace(runtime._compute_in_caller, lambda: None)
+
+
 def _without_flags() -> None:
     from jdl.train import runtime
 
@@ -125,6 +131,7 @@ def _without_donation() -> None:
 
 LEVERS: dict[str, Lever] = {
     "memory": Lever("memory kept between steps", _without_kept_memory),
+    "caller": Lever("programs computed by their callers", _without_waiting),
     "flags": Lever("the flags of XLA:CPU", _without_flags),
     "donation": Lever("the state's memory reused", _without_donation),
     SEVERAL: Lever("several steps a dispatch", lambda: None, "jdl.train.program._advance.<locals>.several"),

@@ -295,7 +295,7 @@ def test_blocks_under_other_load_are_not_kept(monkeypatch):
 
 def test_the_levers_of_a_step_are_found_by_tracing_it():
     found = {name: set(levers.used(workloads.draw(TINY[name]))) for name in ("mlp", "gru", "vae")}
-    always = {"memory", "flags", "donation"}
+    always = {"memory", "caller", "flags", "donation"}
     assert found["mlp"] == always | {"several", "flat"}
     assert found["gru"] == always | {"several", "recurrence", "flat"}
     assert "recurrence" not in found["vae"]

@@ -14,6 +14,10 @@ from jdl import train
 train.prepare()
 print(jax.config.jax_compilation_cache_dir)
 print(os.environ.get("XLA_FLAGS", ""))
+work = jax.jit(lambda x: jax.lax.fori_loop(0, 500, lambda i, y: y @ x, x))
+x = jax.numpy.eye(300)
+work(x).block_until_ready()
+print(work(x).is_ready())
 print(float(jax.jit(lambda x: x * 2)(21.0)))
 """
 
@@ -33,26 +37,28 @@ def prepared(tmp_path, **environment):
         [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    cache, flags, result = done.stdout.splitlines()
+    cache, flags, is_ready, result = done.stdout.splitlines()
     assert float(result) == 42
-    return cache, flags
+    return cache, flags, is_ready == "True"
 
 
 def test_cache_and_flags(tmp_path):
-    cache, flags = prepared(tmp_path)
+    cache, flags, waits = prepared(tmp_path)
     assert cache == str(tmp_path / "xla")
+    assert waits
     known = [flag for flag in runtime.CPU_FLAGS if flag in flags]
     assert known == [flag for flag in runtime.CPU_FLAGS if runtime._is_known(flag)]
 
 
 def test_flags_of_the_user_stay(tmp_path):
     name = runtime.CPU_FLAGS[0].partition("=")[0]
-    _, flags = prepared(tmp_path, XLA_FLAGS=f"{name}=")
+    _, flags, waits = prepared(tmp_path, XLA_FLAGS=f"{name}=", JAX_CPU_ENABLE_ASYNC_DISPATCH="1")
     assert flags == f"{name}="
+    assert not waits
 
 
 def test_plain_undoes_it(tmp_path):
-    assert prepared(tmp_path, JDL_PLAIN="1") == ("None", "")
+    assert prepared(tmp_path, JDL_PLAIN="1") == ("None", "", False)
 
 
 def test_an_accelerator_gets_the_cache_alone(tmp_path, monkeypatch):
