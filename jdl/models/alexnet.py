@@ -15,6 +15,7 @@ from flax import linen
 
 from jdl.nn import Dense, Stage, as_float, max_pool
 from jdl.nn.blocks import require_images
+from jdl.nn.dropout import Dropout
 from jdl.nn.plain import ConvRelu, local_response_norm
 from jdl.nn.pooling import adaptive_avg_pool, flatten_channels_first
 
@@ -74,7 +75,7 @@ class AlexNet(linen.Module):
         x = Stage([functools.partial(block, width) for width in self.widths[2:]], name="stage2")(x)
         x = flatten_channels_first(adaptive_avg_pool(max_pool(x, (3, 3), (2, 2)), (6, 6)))
         for i in (1, 2):
-            x = linen.Dropout(self.dropout, deterministic=not train)(x)
+            x = Dropout(self.dropout, deterministic=not train)(x)
             init = linen.initializers.he_normal()
             x = jax.nn.relu(Dense(self.hidden, kernel_init=init, dtype=self.dtype, name=f"hidden{i}")(x))
         return Dense(self.num_classes, dtype=self.dtype, name="head")(x) if self.num_classes else x

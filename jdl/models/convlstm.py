@@ -14,7 +14,7 @@ from flax import linen
 
 from jdl.core import Array
 from jdl.nn import Conv, ConvLSTM
-from jdl.nn.dropout import require_rate
+from jdl.nn.dropout import Dropout
 from jdl.nn.linear import as_float
 
 
@@ -64,7 +64,6 @@ class ConvLSTMNet(linen.Module):
     @linen.compact
     def __call__(self, inputs: Any, train: bool = False) -> Array:
         """Frames [B, T, H, W, C] to frames [B, T or horizon, H, W, outputs]."""
-        require_rate("dropout", self.dropout)
         given = inputs if isinstance(inputs, Mapping) else {"sequence": inputs}
         if "sequence" not in given or given["sequence"].ndim != 5 or set(given) - {"sequence", "lengths"}:
             shapes = {name: tuple(x.shape) for name, x in given.items()}
@@ -97,7 +96,7 @@ class ConvLSTMNet(linen.Module):
                 x, _ = layer("forecaster", i, F)(x, None, states[i - 1], train)
                 seen.append(x)
         y = jnp.concatenate(seen, -1)
-        y = linen.Dropout(self.dropout, deterministic=not train)(y)
+        y = Dropout(self.dropout, deterministic=not train)(y)
         return Conv(self.outputs, (1, 1), dtype=self.dtype, name="head")(y)
 
 

@@ -16,6 +16,7 @@ from flax import linen
 
 from jdl.nn import BatchNorm, Conv, ConvNorm, Dense, Stage, as_float, avg_pool, global_mean, max_pool
 from jdl.nn.blocks import he_normal, require_images, same_padding
+from jdl.nn.dropout import Dropout
 
 
 class _NormConv(linen.Module):
@@ -64,7 +65,7 @@ class DenseLayer(linen.Module):
         new = x
         for i, (features, kernel) in enumerate(plan, 1):
             new = _NormConv(features, kernel, self.dtype, name=f"layer{i}")(new, train)
-            new = linen.Dropout(self.dropout, deterministic=not train)(new)
+            new = Dropout(self.dropout, deterministic=not train)(new)
         return jnp.concatenate([x, new], -1)
 
 
@@ -135,7 +136,7 @@ class DenseNet(linen.Module):
                 width = int(self.compression * x.shape[-1])
                 x = _NormConv(width, 1, self.dtype, name=f"transition{s}")(x, train)
                 if self.stem == "cifar":
-                    x = linen.Dropout(self.dropout, deterministic=not train)(x)
+                    x = Dropout(self.dropout, deterministic=not train)(x)
                 x = avg_pool(x, (2, 2))
         x = global_mean(jax.nn.relu(BatchNorm(dtype=self.dtype, name="norm")(x, train)))
         return Dense(self.num_classes, dtype=self.dtype, name="head")(x) if self.num_classes else x

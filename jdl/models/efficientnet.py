@@ -15,6 +15,7 @@ from flax import linen
 
 from jdl.nn import ConvNorm, Dense, Stage, as_float, global_mean
 from jdl.nn.blocks import Activation, depth_rates, require_images
+from jdl.nn.dropout import Dropout
 from jdl.nn.inverted import InvertedResidual, round_channels
 
 
@@ -164,7 +165,7 @@ class EfficientNet(linen.Module):
         x = global_mean(ConvNorm(self.top_width, 1, name="top", **common)(x, train))
         if not self.num_classes:
             return x
-        x = linen.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout, deterministic=not train)(x)
         return Dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
 

@@ -17,6 +17,7 @@ from jdl.core import Array
 from jdl.models.transformer import POSITIONS, assemble
 from jdl.nn import Dense
 from jdl.nn.cache import Extension, empty_cache
+from jdl.nn.dropout import Dropout
 from jdl.nn.linear import float32_dot_general
 from jdl.nn.multihead import Look
 from jdl.nn.positions import sinusoidal
@@ -131,7 +132,7 @@ class EncoderDecoder(linen.Module):
             self.learned = linen.Embed(
                 self.context, self.width, dtype=self.dtype, embedding_init=init, name="positions"
             )
-        self.drop = linen.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
         options = {
             "depth": self.depth,
             "dropout": self.dropout,

@@ -21,6 +21,7 @@ from flax import linen
 from jdl.nn import BatchNorm, Conv, Dense, as_float, avg_pool
 from jdl.nn.blocks import require_images
 from jdl.nn.doubling import Double, Halve, SpectralHalve
+from jdl.nn.dropout import Dropout
 from jdl.nn.spectral import SpectralConv, SpectralDense, SpectralEmbed
 
 _NORMAL = linen.initializers.normal(0.02)
@@ -233,7 +234,7 @@ class DCGANDiscriminator(linen.Module):
                 x = BatchNorm(dtype=self.dtype, scale_init=scale)(x, train)
             x = jax.nn.leaky_relu(x, 0.2)
         x = x.reshape(x.shape[0], -1)
-        x = linen.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout, deterministic=not train)(x)
         last = SpectralDense if spectral else Dense
         return last(1, kernel_init=_NORMAL, dtype=self.dtype, name="head")(x)[:, 0]
 

@@ -16,6 +16,7 @@ from flax import linen
 
 from jdl.nn import ConvNorm, Dense, as_float, global_mean, max_pool
 from jdl.nn.blocks import require_images
+from jdl.nn.dropout import Dropout
 from jdl.nn.pooling import adaptive_avg_pool, flatten_channels_first, max_pool_over_edge
 
 # Channels of the paper's table 1: 1x1; 3x3 reduce, 3x3; 5x5 reduce, 5x5; pool projection.
@@ -88,7 +89,7 @@ class Auxiliary(linen.Module):
         """[B, H, W, C] to logits [B, num_classes]."""
         x = _conv(self.features, 1, dtype=self.dtype, name="conv")(adaptive_avg_pool(x, (4, 4)), train)
         x = jax.nn.relu(Dense(self.hidden, dtype=self.dtype, name="hidden")(flatten_channels_first(x)))
-        x = linen.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout, deterministic=not train)(x)
         return Dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
 
@@ -162,7 +163,7 @@ class GoogLeNet(linen.Module):
                 widths, label = self.auxiliary_widths, f"auxiliary{len(extra) + 1}"
                 head = Auxiliary(self.num_classes, *widths, dropout, self.dtype, name=label)
                 extra.append(head(x, train))
-        x = linen.Dropout(self.dropout, deterministic=not train)(global_mean(x))
+        x = Dropout(self.dropout, deterministic=not train)(global_mean(x))
         if not self.num_classes:
             return x
         logits = Dense(self.num_classes, dtype=self.dtype, name="head")(x)

@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen
 
 from jdl.nn import Dense, as_float
+from jdl.nn.dropout import Dropout
 
 
 class MLP(linen.Module):
@@ -54,11 +55,11 @@ class MLP(linen.Module):
         for width in self.features[:-1]:
             if self.residual and x_BF.shape[-1] == width:
                 h_BF = self.activation(linen.LayerNorm(dtype=self.dtype)(x_BF))
-                h_BF = linen.Dropout(self.dropout, deterministic=not train)(h_BF)
+                h_BF = Dropout(self.dropout, deterministic=not train)(h_BF)
                 x_BF = x_BF + Dense(width, dtype=self.dtype)(h_BF)
             else:
                 x_BF = self.activation(Dense(width, dtype=self.dtype)(x_BF))
-                x_BF = linen.Dropout(self.dropout, deterministic=not train)(x_BF)
+                x_BF = Dropout(self.dropout, deterministic=not train)(x_BF)
         return Dense(self.features[-1], dtype=self.dtype)(x_BF)
 
 

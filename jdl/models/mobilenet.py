@@ -14,6 +14,7 @@ from flax import linen
 
 from jdl.nn import ConvNorm, Dense, Stage, as_float, global_mean
 from jdl.nn.blocks import Activation, require_images
+from jdl.nn.dropout import Dropout
 from jdl.nn.inverted import InvertedResidual, round_channels
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -135,7 +136,7 @@ class MobileNet(linen.Module):
             return x
         if self.hidden_width:
             x = activation(Dense(self.hidden_width, dtype=self.dtype, name="hidden")(x))
-        x = linen.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout, deterministic=not train)(x)
         return Dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
 

@@ -15,6 +15,7 @@ from flax import linen
 
 from jdl.nn import Conv, Stage, as_float, global_mean
 from jdl.nn.blocks import he_normal_forward, require_images
+from jdl.nn.dropout import Dropout
 from jdl.nn.plain import ConvRelu
 from jdl.nn.pooling import avg_pool_over_edge, max_pool_over_edge
 
@@ -66,7 +67,7 @@ class NiN(linen.Module):
             ]
             x = Stage(blocks, name=f"stage{s + 1}")(x, train)
             if s < len(pools):
-                x = linen.Dropout(self.dropout, deterministic=not train)(pools[s](x, 3, 2))
+                x = Dropout(self.dropout, deterministic=not train)(pools[s](x, 3, 2))
         if self.num_classes:
             x = Conv(self.num_classes, (1, 1), kernel_init=he_normal_forward, dtype=self.dtype, name="head")(
                 x

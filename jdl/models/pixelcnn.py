@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen
 
 from jdl.nn import Conv
+from jdl.nn.dropout import Dropout
 
 
 def _gate(x: jax.Array) -> jax.Array:
@@ -55,7 +56,7 @@ class GatedLayer(linen.Module):
         )(above)
         h = Conv(2 * F, (1, reach + 1), padding=((0, 0), (reach, 0)), dtype=self.dtype, name="left")(left)
         h = _gate(h + Conv(2 * F, (1, 1), dtype=self.dtype, name="across")(above))
-        h = linen.Dropout(self.dropout, deterministic=not train)(h)
+        h = Dropout(self.dropout, deterministic=not train)(h)
         return _gate(above), left + Conv(F, (1, 1), dtype=self.dtype, name="project")(h)
 
 

@@ -16,7 +16,7 @@ from flax import linen
 from jdl import nn
 from jdl.core import CARRY, LOSSES, Array, PyTree, psum
 from jdl.models.recurrent import CELLS, CellName, embedded, layers_of, limits_of
-from jdl.nn.dropout import require_rate
+from jdl.nn.dropout import Dropout, require_rate
 from jdl.nn.linear import float32_dot_general
 from jdl.nn.recurrence import uniform_within
 from jdl.nn.recurrence_stack import LockedDropout
@@ -116,7 +116,7 @@ class RecurrentLM(linen.Module):
         self.layers = nn.RecurrentStack(layers, self.hidden_dropout, locked=True)
         self.input_drop = LockedDropout(self.input_dropout)
         self.output_drop = LockedDropout(self.dropout)
-        self.token_drop = linen.Dropout(self.token_dropout)
+        self.token_drop = Dropout(self.token_dropout)
         if self.tied:
             self.head_bias = self.param("head_bias", linen.initializers.zeros, (self.vocab_size,))
         else:

@@ -26,6 +26,7 @@ from jdl.nn import (
     max_pool,
 )
 from jdl.nn.blocks import depth_rates, he_normal_of_groups, require_images, same_padding
+from jdl.nn.dropout import Dropout
 
 Shortcut = Literal["projection", "padding", "none"]
 
@@ -129,7 +130,7 @@ class PreActivationBlock(linen.Module):
             if i == 1:
                 first = h
             if i == 2:
-                h = linen.Dropout(self.dropout, deterministic=not train)(h)
+                h = Dropout(self.dropout, deterministic=not train)(h)
             h = _conv(features, kernel, stride, groups, self.dtype, f"conv{i}")(h)
         if self.shortcut == "none":
             return h

@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen
 
 from jdl.nn import BatchNorm, Conv, Dense, as_float, max_pool
+from jdl.nn.dropout import Dropout
 
 
 class TwoConv(linen.Module):
@@ -71,7 +72,7 @@ class TwoConv(linen.Module):
                 x = BatchNorm(dtype=self.dtype)(x, train)
             x = jax.nn.relu(x)
         x = x.reshape(x.shape[0], -1)
-        x = linen.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout, deterministic=not train)(x)
         return Dense(self.num_classes, dtype=self.dtype)(x)
 
 

@@ -16,6 +16,7 @@ from flax import linen
 
 from jdl.nn import Conv, Stage, as_float, global_mean
 from jdl.nn.blocks import require_images
+from jdl.nn.dropout import Dropout
 from jdl.nn.plain import ConvRelu
 from jdl.nn.pooling import max_pool_over_edge
 
@@ -82,7 +83,7 @@ class SqueezeNet(linen.Module):
             fires = [functools.partial(Fire, *channels, dtype=self.dtype) for channels in stage]
             x = Stage(fires, name=f"stage{s}")(max_pool_over_edge(x, 3, 2), train)
         if self.num_classes:
-            x = linen.Dropout(self.dropout, deterministic=not train)(x)
+            x = Dropout(self.dropout, deterministic=not train)(x)
             x = Conv(
                 self.num_classes,
                 (1, 1),

@@ -16,7 +16,7 @@ from flax import linen
 from jdl.core import Array
 from jdl.models.recurrent import embedded, limits_of
 from jdl.nn import Conv, Dense
-from jdl.nn.dropout import require_rate
+from jdl.nn.dropout import Dropout, require_rate
 from jdl.nn.recurrence import uniform_within
 
 
@@ -69,8 +69,7 @@ class TextCNN(linen.Module):
     @linen.compact
     def __call__(self, inputs: Any, train: bool = False) -> Array:
         """Sequences to logits [B, C]."""
-        for name in ("dropout", "token_dropout"):
-            require_rate(name, getattr(self, name))
+        require_rate("token_dropout", self.token_dropout)
         embed = None
         if self.vocab_size is not None:
             embed = linen.Embed(
@@ -85,7 +84,7 @@ class TextCNN(linen.Module):
         lengths_B1 = (jnp.full(B, T) if lengths is None else lengths)[:, None]
         if lengths is not None:
             x_BTD = jnp.where((jnp.arange(T)[None] < lengths_B1)[..., None], x_BTD, 0)
-        x_BTD = linen.Dropout(self.token_dropout, deterministic=not train)(x_BTD)
+        x_BTD = Dropout(self.token_dropout, deterministic=not train)(x_BTD)
         found = []
         for w in self.widths:
             conv = Conv(self.maps, (w,), padding=((w - 1, w - 1),), dtype=self.dtype, name=f"conv{w}")
@@ -93,7 +92,7 @@ class TextCNN(linen.Module):
             # Window s begins w - 1 tokens before s, and ReLU is zero at least.
             holds_BS = jnp.arange(T + w - 1)[None] < jnp.where(lengths_B1 > 0, lengths_B1 + w - 1, 0)
             found.append(jnp.where(holds_BS[..., None], y_BSF, 0).max(1))
-        y = linen.Dropout(self.dropout, deterministic=not train)(jnp.concatenate(found, -1))
+        y = Dropout(self.dropout, deterministic=not train)(jnp.concatenate(found, -1))
         return Dense(self.num_classes, dtype=self.dtype, name="head")(y) if self.num_classes else y
 
 

@@ -16,6 +16,7 @@ from flax import linen
 from jdl.core import Array, by_example
 from jdl.nn import Dense
 from jdl.nn.cache import Extension, empty_cache
+from jdl.nn.dropout import Dropout
 from jdl.nn.linear import float32_dot_general
 from jdl.nn.positions import sinusoidal
 from jdl.nn.sequence import Sequence, sequence
@@ -129,7 +130,7 @@ class Transformer(linen.Module):
             self.typed = self._embedding(self.types, "types")
         if self.embed_norm:
             self.normed = self.block.make_norm(dtype, "embed_norm")
-        self.drop = linen.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
         self.blocks = Blocks(
             self.block,
             self.depth,

@@ -15,6 +15,7 @@ from flax import linen
 
 from jdl.nn import Conv, ConvNorm, Stage, as_float, max_pool
 from jdl.nn.blocks import require_images
+from jdl.nn.dropout import Dropout
 from jdl.nn.plain import ConvRelu, UpConv
 
 
@@ -113,7 +114,7 @@ class UNet(linen.Module):
         for s in range(self.depth + 1):
             x = self._stage(s, f"stage{s + 1}")(x, train)
             if s >= self.depth - 1:
-                x = linen.Dropout(self.dropout, deterministic=not train)(x)
+                x = Dropout(self.dropout, deterministic=not train)(x)
             if s < self.depth:
                 across.append(x)
                 x = max_pool(x, (2, 2))

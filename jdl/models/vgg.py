@@ -15,6 +15,7 @@ from flax import linen
 
 from jdl.nn import Dense, Stage, as_float, max_pool
 from jdl.nn.blocks import require_images
+from jdl.nn.dropout import Dropout
 from jdl.nn.plain import ConvRelu
 from jdl.nn.pooling import adaptive_avg_pool, flatten_channels_first
 
@@ -68,7 +69,7 @@ class VGG(linen.Module):
         for i in (1, 2):
             init = linen.initializers.he_normal()
             x = Dense(self.hidden, kernel_init=init, dtype=self.dtype, name=f"hidden{i}")(x)
-            x = linen.Dropout(self.dropout, deterministic=not train)(jax.nn.relu(x))
+            x = Dropout(self.dropout, deterministic=not train)(jax.nn.relu(x))
         return Dense(self.num_classes, dtype=self.dtype, name="head")(x) if self.num_classes else x
 
 

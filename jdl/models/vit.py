@@ -15,6 +15,7 @@ from flax import linen
 
 from jdl.nn import Conv, Dense, MultiHeadAttention, Stage, StochasticDepth, as_float
 from jdl.nn.blocks import depth_rates, require_images, require_patches, zero_head
+from jdl.nn.dropout import Dropout
 
 _XAVIER = linen.initializers.xavier_uniform()
 
@@ -55,7 +56,7 @@ class EncoderBlock(linen.Module):
         """[B, T, D] to the same shape."""
 
         def drop(h: jax.Array) -> jax.Array:
-            return linen.Dropout(self.dropout, deterministic=not train)(h)
+            return Dropout(self.dropout, deterministic=not train)(h)
 
         h_BTD = _norm(self.epsilon, self.dtype, "norm1")(x_BTD)
         attention = MultiHeadAttention(
@@ -139,7 +140,7 @@ class ViT(linen.Module):
             token = self.param("token", linen.initializers.zeros, (1, 1, self.width)).astype(x.dtype)
             x_BTD = jnp.concatenate([jnp.broadcast_to(token, (B, 1, self.width)), x_BTD], 1)
         x_BTD = x_BTD + self._positions(x_BTD.shape[1], (H, W)).astype(x.dtype)
-        x_BTD = linen.Dropout(self.dropout, deterministic=not train)(x_BTD)
+        x_BTD = Dropout(self.dropout, deterministic=not train)(x_BTD)
         block = linen.remat(EncoderBlock, static_argnums=(2,)) if self.remat else EncoderBlock
         blocks = [
             functools.partial(

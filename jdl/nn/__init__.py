@@ -4,6 +4,7 @@ from jdl.nn.attention import attention
 from jdl.nn.blocks import ConvNorm, SqueezeExcite, Stage, StochasticDepth, global_mean
 from jdl.nn.convolution import Conv, avg_pool, max_pool
 from jdl.nn.distributions import Likelihood, bernoulli, discretized_logistic, gaussian
+from jdl.nn.dropout import Dropout
 from jdl.nn.linear import Dense, as_float
 from jdl.nn.moe import Experts, MixtureOfExperts
 from jdl.nn.multihead import MultiHeadAttention
@@ -33,6 +34,7 @@ __all__ = [
     "ConvLSTM",
     "ConvNorm",
     "Dense",
+    "Dropout",
     "Experts",
     "Likelihood",
     "MixtureOfExperts",

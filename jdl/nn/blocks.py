@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen
 
 from jdl.nn.convolution import Conv
-from jdl.nn.dropout import require_rate
+from jdl.nn.dropout import Dropout, require_rate
 from jdl.nn.linear import Dense
 from jdl.nn.normalization import BatchNorm
 
@@ -167,7 +167,7 @@ class StochasticDepth(linen.Module):
         """[B, ...] to the same shape."""
         require_rate("stochastic_depth", self.rate)
         dims = tuple(range(1, x.ndim))
-        return linen.Dropout(self.rate, broadcast_dims=dims, deterministic=not train)(x)
+        return Dropout(self.rate, broadcast_dims=dims, deterministic=not train)(x)
 
 
 class Stage(linen.Module):

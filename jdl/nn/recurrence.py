@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import linen
 
 from jdl.core import Array, PyTree
-from jdl.nn.dropout import require_rate
+from jdl.nn.dropout import Dropout, require_rate
 from jdl.nn.linear import Dense, as_float
 from jdl.nn.recurrence_cells import ELMAN_TANH, GRU_CELL, LSTM_CELL, Carry, Cell
 from jdl.nn.recurrence_scan import How, recur
@@ -176,10 +176,10 @@ class Recurrence(linen.Module):
             G, dtype=self.dtype, kernel_init=self.kernel_init, bias_init=self.bias_init, name="input"
         )(x_TBD)
         kernel_HG, bias_G = Affine(G, self.recurrent_init, self.recurrent_bias_init, name="recurrent")(H)
-        kernel_HG = linen.Dropout(self.weight_drop, deterministic=not train)(kernel_HG)
+        kernel_HG = Dropout(self.weight_drop, deterministic=not train)(kernel_HG)
         drop_BH = None
         if train and self.recurrent_dropout:
-            drop_BH = linen.Dropout(self.recurrent_dropout, deterministic=False)(jnp.ones((B, H)))
+            drop_BH = Dropout(self.recurrent_dropout, deterministic=False)(jnp.ones((B, H)))
         if not cell.bias_inside:
             x_TBG = x_TBG + bias_G.astype(x_TBG.dtype)[None, None]
         h_TBH, carry = recur(

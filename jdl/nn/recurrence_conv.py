@@ -14,7 +14,7 @@ from jax import lax
 
 from jdl.core import Array
 from jdl.nn.convolution import Conv, convolve
-from jdl.nn.dropout import require_rate
+from jdl.nn.dropout import Dropout, require_rate
 from jdl.nn.linear import as_float
 from jdl.nn.recurrence import Initializer, fitting_carry, open_forget_gate, require_lengths
 from jdl.nn.recurrence_cells import Carry
@@ -111,7 +111,7 @@ class ConvLSTM(linen.Module):
         kernel = self.param("kernel", self.kernel_init, (k, k, F, 4 * F)).astype(x.dtype)
         drop = None
         if train and self.recurrent_dropout:
-            drop = linen.Dropout(self.recurrent_dropout, deterministic=False)(jnp.ones((B, H, W, F)))
+            drop = Dropout(self.recurrent_dropout, deterministic=False)(jnp.ones((B, H, W, F)))
         seen = None
         if self.peephole:
             seen = self.param("peephole", linen.initializers.zeros, (3, H, W, F)).astype(jnp.float32)[:, None]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen
 
 from jdl.core import Array
-from jdl.nn.dropout import require_rate
+from jdl.nn.dropout import Dropout, require_rate
 
 
 class Bidirectional(linen.Module):
@@ -134,4 +134,4 @@ class LockedDropout(linen.Module):
         """[B, T, D] to the same shape."""
         require_rate("dropout", self.rate)
         dims = (1,) if self.locked else ()
-        return linen.Dropout(self.rate, broadcast_dims=dims, deterministic=not train)(x_BTD)
+        return Dropout(self.rate, broadcast_dims=dims, deterministic=not train)(x_BTD)

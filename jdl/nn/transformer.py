@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import linen
 
 from jdl.core import Array
+from jdl.nn.dropout import Dropout
 from jdl.nn.linear import Dense
 from jdl.nn.moe import Experts, MixtureOfExperts
 from jdl.nn.multihead import PLAIN, KeyValues, Look, MultiHeadAttention
@@ -217,7 +218,7 @@ class Block(linen.Module):
                 config.kernel_init(config.residual_scale, batch_axis=(0,)),
                 dtype,
             )
-        self.drop = linen.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
 
     def __call__(
         self,
