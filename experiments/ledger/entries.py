@@ -366,12 +366,26 @@ def from_json(text: str) -> Entry:
     return cls(**tree)
 
 
+def machine(device: Mapping[str, Any]) -> str:
+    """What a benchmark's figures hang on: the accelerator's name, or the processor's.
+
+    Example:
+        >>> machine({"processor": "Intel(R) Xeon(R) Processor", "backend": "cpu", "device": "cpu"})
+        'Intel Xeon'
+    """
+    name = str(device.get("processor", "") if device.get("backend", "cpu") == "cpu" else device["device"])
+    return " ".join(re.sub(r"\((R|TM)\)|\bProcessor\b|@.*", " ", name).split())
+
+
 def record(entry: Entry, folder: Path = RESULTS) -> Path:
     """Writes an entry to its file, whole or not at all, over an earlier one of the same name.
+
+    Where that is a benchmark of another `machine`, both are kept: the new name ends in the new machine's.
 
     Returns:
         The file's path.
     """
+    entry = _apart(entry, folder)
     text = to_json(entry)
     if from_json(text) != entry:
         raise ValueError(f"{entry.name}: config or device holds what JSON gives back as something else")
@@ -381,6 +395,17 @@ def record(entry: Entry, folder: Path = RESULTS) -> Path:
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
     return path
+
+
+def _apart(entry: Entry, folder: Path) -> Entry:
+    """The entry, by a name of its own if that which it has is taken by a benchmark of another machine."""
+    path = folder / f"{entry.name}.json"
+    if not isinstance(entry, Benchmark) or not path.is_file():
+        return entry
+    earlier, here = from_json(path.read_text(encoding="utf-8")), machine(entry.device)
+    if not isinstance(earlier, Benchmark) or machine(earlier.device) == here:
+        return entry
+    return dataclasses.replace(entry, name=f"{entry.name}_{re.sub(r'[^a-z0-9]+', '_', here.lower())}")
 
 
 def read(folder: Path = RESULTS) -> list[Entry]:

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from experiments.catalogue import ROOT
-from experiments.ledger.entries import MEMORY, RESULTS, Benchmark, Entry, Estimate, Result, Row, read
+from experiments.ledger.entries import (
+    MEMORY,
+    RESULTS,
+    Benchmark,
+    Entry,
+    Estimate,
+    Result,
+    Row,
+    machine,
+    read,
+)
 
 REPORT = ROOT / "experiments" / "RESULTS.md"
 README = ROOT / "README.md"
@@ -158,7 +168,8 @@ def render(entries: Sequence[Entry]) -> str:
             ]
             for row in b.rows
         ]
-        lines += ["", f"### {b.title}", ""]
+        where = f", {machine(b.device)}" if [e.title for e in benchmarks].count(b.title) > 1 else ""
+        lines += ["", f"### {b.title}{where}", ""]
         lines += _table([b.metric, "Median", "Quartiles", "Samples", *compares, *more], rows)
         lines += ["", f"`{b.command}`, {b.date}: {_device(b.device, b.commit)}."]
         if b.note:
@@ -213,6 +224,7 @@ def render_summary(entries: Sequence[Entry]) -> str:
     if ratios:
         header = [
             "Benchmark",
+            "Machine",
             "Metric",
             "Contender",
             "Times as good as its best peer",
@@ -231,6 +243,7 @@ def _beside(b: Benchmark) -> list[str]:
         memory = f"{figure(subject.more[MEMORY])} beside {figure(peer.more[MEMORY])}"
     return [
         b.title,
+        machine(b.device),
         b.metric,
         subject.label,
         "no peer" if peer is None else f"{b.ratio(peer):.2f} ({peer.label})",

@@ -137,6 +137,25 @@ def test_what_json_cannot_give_back_is_refused(config, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_figures_of_another_machine_are_kept_beside(tmp_path):
+    intel = {**BENCHMARK.device, "processor": "Intel(R) Xeon(R) CPU @ 2.20GHz"}
+    gpu = {**intel, "backend": "gpu", "device": "NVIDIA H100 80GB HBM3"}
+    ledger.record(BENCHMARK, tmp_path)
+    for device in (intel, gpu, {**intel, "jax": "0.12.0"}):
+        ledger.record(dataclasses.replace(BENCHMARK, device=device, note=device["jax"]), tmp_path)
+    ledger.record(dataclasses.replace(BENCHMARK, note="anew"), tmp_path)
+    kept = {entry.name: entry for entry in ledger.read(tmp_path)}
+    assert set(kept) == {"mlp_step", "mlp_step_intel_xeon_cpu", "mlp_step_nvidia_h100_80gb_hbm3"}
+    assert kept["mlp_step"].note == "anew"
+    assert kept["mlp_step_intel_xeon_cpu"].note == "0.12.0"
+    text = ledger.render(list(kept.values()))
+    assert f"### {BENCHMARK.title}, Intel Xeon CPU\n" in text
+    # A result is one, whatever it ran on.
+    ledger.record(RESULT, tmp_path)
+    ledger.record(dataclasses.replace(RESULT, device=gpu), tmp_path)
+    assert sum(entry.group == RESULT.group for entry in ledger.read(tmp_path)) == 1
+
+
 def test_report_shows_published_beside_ours():
     text = ledger.render([RESULT, BENCHMARK])
     assert (
@@ -178,7 +197,7 @@ def test_readme_table_is_rendered_between_its_marks():
     assert text.endswith("\n\nmore\n")
     assert "old" not in text
     assert "1.00 ± 0.10 %, 3 seeds" in text
-    assert "| One training step of an MLP | time of a step | jdl | 1.50 (peer) |  |  |" in text
+    assert "| One training step of an MLP | a CPU | time of a step | jdl | 1.50 (peer) |  |  |" in text
     assert ledger.with_summary(text, [RESULT, BENCHMARK]) == text
     for wrong in ("", readme + readme, f"{rendering.END} {rendering.BEGIN}"):
         with pytest.raises(ValueError, match=r"README\.md must hold"):
