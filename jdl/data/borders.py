@@ -43,7 +43,7 @@ def border_weights(
         >>> labels = np.ones((1, 32, 32), np.int32)
         >>> labels[:, :, 15:17] = 0  # two cells, two pixels apart
         >>> weights = border_weights(labels, balanced=False)
-        >>> [float(weights[0, 16, x].round(2)) for x in (0, 15)]
+        >>> [round(float(weights[0, 16, x]), 2) for x in (0, 15)]
         [1.0, 9.35]
     """
     labels = np.asarray(labels)

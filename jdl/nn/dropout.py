@@ -15,7 +15,7 @@ class Dropout(linen.Dropout):
 
     Example:
         >>> import jax.numpy as jnp
-        >>> Dropout(0.5, deterministic=True)(jnp.ones(2)).tolist()
+        >>> Dropout(0.5, deterministic=True).apply({}, jnp.ones(2)).tolist()
         [1.0, 1.0]
         >>> Dropout(50)
         Traceback (most recent call last):

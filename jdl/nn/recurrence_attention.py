@@ -119,7 +119,7 @@ class AttentiveRecurrence(linen.Module):
         require_sequences(x_BTD, lengths, "AttentiveRecurrence")
         B, T, _ = x_BTD.shape
         H, S = self.features, memory_BSM.shape[1:2]
-        if memory_BSM.ndim != 3 or (key_BSA.shape, len(memory_BSM)) != ((B, *S, H), B):
+        if memory_BSM.ndim != 3 or memory_BSM.shape[0] != B or key_BSA.shape != (B, *S, H):
             raise ValueError(
                 f"AttentiveRecurrence takes a memory [{B}, steps, features] and its own keys of it, "
                 f"[{B}, steps, {H}]; got shapes {memory_BSM.shape} and {key_BSA.shape}"
