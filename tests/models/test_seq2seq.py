@@ -162,8 +162,9 @@ def test_decoding_with_a_cache_and_padded_rows(attention, depth):
         },
     }
     actual = jit(module.apply)(variables, spoilt)
-    np.testing.assert_array_equal(actual[0], whole[0])
-    np.testing.assert_array_equal(actual[1, :3], whole[1, :3])
+    # Two programs, with lengths of targets and without, which may round in another way.
+    np.testing.assert_allclose(actual[0], whole[0], atol=1e-6)
+    np.testing.assert_allclose(actual[1, :3], whole[1, :3], atol=1e-6)
 
     decoder = generation.decoder(module, variables, INPUTS["source"])
     assert decoder.rewind is None
