@@ -136,12 +136,17 @@ def _from_vocabulary(folder: Path) -> Tokenizer:
         json.loads(file.read_text("utf-8")) if (file := folder / name).is_file() else {}
         for name in ("config.json", "tokenizer_config.json")
     )
-    kind = (config.get("model_type"), own.get("tokenizer_class", "").removesuffix("Fast"))
+    model, kind = config.get("model_type"), own.get("tokenizer_class", "").removesuffix("Fast")
+
+    def is_told(its_model: str, its_kind: str) -> bool:
+        """Whether the files say so, by one name or both; another kind may cut text in another way."""
+        return bool(model or kind) and model in (its_model, None) and kind in (its_kind, "")
+
     words, pairs = folder / "vocab.txt", (folder / "vocab.json", folder / "merges.txt")
     is_plain = not (folder / "added_tokens.json").exists()
     library = _library()
     try:
-        if is_plain and words.is_file() and kind in _BERT:
+        if is_plain and words.is_file() and is_told("bert", "BertTokenizer"):
             made = library.BertWordPieceTokenizer(
                 str(words),
                 lowercase=own.get("do_lower_case", True),
@@ -149,7 +154,7 @@ def _from_vocabulary(folder: Path) -> Tokenizer:
                 handle_chinese_chars=own.get("tokenize_chinese_chars", True),
             )
             return hugging_face(json.loads(made.to_str()))
-        if is_plain and all(file.is_file() for file in pairs) and kind in _GPT2:
+        if is_plain and all(file.is_file() for file in pairs) and is_told("gpt2", "GPT2Tokenizer"):
             made = library.Tokenizer(library.models.BPE.from_file(*map(str, pairs)))
             made.pre_tokenizer, made.decoder = _byte_level("gpt2")
             made.add_special_tokens(["<|endoftext|>"])
@@ -161,11 +166,6 @@ def _from_vocabulary(folder: Path) -> Tokenizer:
         'config.json that says so; transformers makes one: AutoTokenizer.from_pretrained("...")'
         f'.save_pretrained("{folder}")'
     )
-
-
-# Model and class of tokenizer as folders name them; another may cut text in another way.
-_BERT = {(model, name) for model in ("bert", None) for name in ("BertTokenizer", "")} - {(None, "")}
-_GPT2 = {(model, name) for model in ("gpt2", None) for name in ("GPT2Tokenizer", "")} - {(None, "")}
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:

@@ -114,14 +114,10 @@ class Family(NamedTuple):
         fields = {name: config.get(name, default) for name, default in self.fields.items()}
         for name, default in self.fields.items():
             kinds = _KINDS.get(type(default))
-            is_null = fields[name] is None and name in self.nullable
-            if (
-                kinds
-                and not is_null
-                and (
-                    not isinstance(fields[name], kinds)
-                    or isinstance(fields[name], bool) != (kinds == (bool,))
-                )
+            if fields[name] is None and name in self.nullable:
+                continue
+            if kinds and (
+                not isinstance(fields[name], kinds) or isinstance(fields[name], bool) != (kinds == (bool,))
             ):
                 raise ValueError(f'"{name}" is {fields[name]!r}, and should be like {default!r}')
         return fields

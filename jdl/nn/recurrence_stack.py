@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen
 
 from jdl.core import Array
-from jdl.nn.dropout import Dropout, require_rate
+from jdl.nn.dropout import Dropout
 
 
 class Bidirectional(linen.Module):
@@ -132,6 +132,5 @@ class LockedDropout(linen.Module):
     @linen.compact
     def __call__(self, x_BTD: Array, train: bool = False) -> Array:
         """[B, T, D] to the same shape."""
-        require_rate("dropout", self.rate)
         dims = (1,) if self.locked else ()
         return Dropout(self.rate, broadcast_dims=dims, deterministic=not train)(x_BTD)
