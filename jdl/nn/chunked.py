@@ -54,16 +54,21 @@ def token_scores(
         Label smoothing: Szegedy et al., "Rethinking the inception architecture", 2016, section 7. The loss of
         log Z: Chowdhery et al., "PaLM: Scaling language modeling with Pathways", 2022, section 5.
     """
-    logits = logits.astype(jnp.float32)
-    labels = jnp.clip(labels.astype(jnp.int32), 0, logits.shape[-1] - 1)
+    logits, V = logits.astype(jnp.float32), logits.shape[-1]
+    labels = jnp.clip(labels.astype(jnp.int32), 0, V - 1)
+    token = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    surprise = log_z - jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    # By comparing, not by index: the gradient of that is a scatter, for which an accelerator keeps all logits
+    # twice more and passes over them four times more.
+    surprise = log_z - jnp.where(token == labels[..., None], logits, 0).sum(-1)
     loss = surprise
     if label_smoothing:
         loss = (1 - label_smoothing) * surprise + label_smoothing * (log_z - logits.mean(-1))
     if z_loss:
         loss = loss + z_loss * jnp.square(log_z)
-    return TokenScores(loss, surprise, (logits.argmax(-1) == labels).astype(jnp.float32))
+    # The first of equals, as an argmax, for which XLA:CPU takes several times as long.
+    best = jnp.where(logits == logits.max(-1, keepdims=True), token, V).min(-1)
+    return TokenScores(loss, surprise, (best == labels).astype(jnp.float32))
 
 
 def chunked_token_scores(
