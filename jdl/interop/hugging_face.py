@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jdl.interop.families import FAMILIES, family_of
@@ -60,6 +61,7 @@ def from_hugging_face(
     *,
     key: jax.Array | None = None,
     revision: str | None = None,
+    param_dtype: Any = None,
     **options: Any,
 ) -> tuple[Any, Any]:
     """A published model of text or images.
@@ -79,16 +81,19 @@ def from_hugging_face(
         source: a folder, or a name on the Hub, as for `hugging_face_folder`.
         key: draws what the folder has no weights for: the layers of another head. None allows no such.
         revision: branch, tag or commit on the Hub.
+        param_dtype: of the parameters: ``jnp.bfloat16`` takes half the memory, and is what most large models
+            are published in. float32 when None, whatever the files hold.
         **options: attributes of the module or its block, instead of what the folder says:
             ``dtype=jnp.bfloat16``, ``scan=True``, ``chunk=1024``, ``dropout=0.0``; ``head=2, pool="mean"``
             with a key for a new classifier of sequences.
 
     Returns:
-        The module, and its variables: NumPy arrays in float32, for `jax.device_put`.
+        The module, and its variables: NumPy arrays, for `jax.device_put`.
 
     Raises:
-        ValueError: if the folder is of another family of models, asks for a computation that is not there
-            (naming the field), has weights that do not fit (naming them all) or damaged ones.
+        ValueError: if ``param_dtype`` is no floating type; if the folder is of another family of models, asks
+            for a computation that is not there (naming the field), has weights that do not fit (naming them
+            all) or damaged ones.
         FileNotFoundError: if it has no weights.
         ImportError: if reading the files needs an extra.
 
@@ -104,6 +109,9 @@ def from_hugging_face(
         >>> again.apply(loaded, jnp.ones((2, 3), jnp.int32)).shape
         (2, 3, 11)
     """
+    param_dtype = jnp.dtype(param_dtype or jnp.float32)
+    if not jnp.issubdtype(param_dtype, jnp.floating):
+        raise ValueError(f"parameters are of a floating type, such as bfloat16; got {param_dtype}")
     folder = hugging_face_folder(source, revision=revision)
     path = folder / "config.json"
     try:
@@ -116,7 +124,7 @@ def from_hugging_face(
     try:
         tensors = _named(read_tensors(folder), family)
         module, tensors = _untied(module, tensors, family, options)
-        return module, _loaded(module, tensors, family, example, key)
+        return module, _loaded(module, tensors, family, example, key, param_dtype)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
 
@@ -240,12 +248,22 @@ def _untied(
 
 
 def _loaded(
-    module: Any, tensors: Mapping[str, np.ndarray], family: Family, example: Any, key: jax.Array | None
+    module: Any,
+    tensors: Mapping[str, np.ndarray],
+    family: Family,
+    example: Any,
+    key: jax.Array | None,
+    param_dtype: Any,
 ) -> Any:
     """The module's variables."""
     is_scanned = getattr(module, "scan", False)
     plain, rules = module.clone(scan=False) if is_scanned else module, family.rules(module)
-    variables = dict(jax.eval_shape(lambda: plain.init(jax.random.key(0), example)))
+
+    def init(key: jax.Array) -> Any:
+        variables = plain.init(key, example)
+        return {**variables, "params": jax.tree.map(lambda x: x.astype(param_dtype), variables["params"])}
+
+    variables = dict(jax.eval_shape(init, jax.random.key(0)))
     params = dict(variables["params"])
 
     def fits(part: str) -> bool:
@@ -257,7 +275,7 @@ def _loaded(
 
     missing = [part for part in family.heads if part in params and not fits(part)]
     if missing and key is not None:
-        draw = jax.jit(lambda key: {part: plain.init(key, example)["params"][part] for part in missing})
+        draw = jax.jit(lambda key: {part: init(key)["params"][part] for part in missing})
         variables["params"] = params | jax.device_get(draw(key))
     try:
         loaded = load_weights(

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 PYTORCH = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")
@@ -30,8 +31,8 @@ def read_tensors(path: str | os.PathLike[str], entry: str | None = None) -> dict
             None, ``state_dict``, ``model_state_dict`` or ``model``, or the only one that does.
 
     Returns:
-        Arrays in the type they were stored in (bfloat16 as float32). The prefixes ``module.`` and
-        ``_orig_mod.`` (of models that are spread over devices, or compiled) are dropped where all have them.
+        Arrays in the type they were stored in; bfloat16 is JAX's. The prefixes ``module.`` and ``_orig_mod.``
+        (of models that are spread over devices, or compiled) are dropped where all have them.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -128,27 +129,21 @@ def _safetensors() -> Any:
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     _safetensors()
-    import ml_dtypes
     import safetensors
 
     # The header is read here because NumPy has no bfloat16 of its own to read it into.
     with _damage(path, safetensors.SafetensorError, OSError, KeyError, ValueError):
         entries = safetensors.deserialize(path.read_bytes())
-    known = {"BF16", *_DTYPES}
-    if unknown := {name: entry["dtype"] for name, entry in entries if entry["dtype"] not in known}:
+    if unknown := {name: entry["dtype"] for name, entry in entries if entry["dtype"] not in _DTYPES}:
         name, kind = min(unknown.items())
         raise ValueError(
             f"{path} has {len(unknown)} tensors of types that are not read, for example {name!r} of {kind}; "
-            f"those read are {', '.join(sorted(known))}: save it in one of them"
+            f"those read are {', '.join(sorted(_DTYPES))}: save it in one of them"
         )
     tensors = {}
     with _damage(path, ValueError):
         for name, entry in entries:
-            if entry["dtype"] == "BF16":
-                array = np.frombuffer(entry["data"], ml_dtypes.bfloat16).astype(np.float32)
-            else:
-                array = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]])
-            tensors[name] = array.reshape(entry["shape"])
+            tensors[name] = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return tensors
 
 
@@ -158,6 +153,7 @@ _DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
     "F16": np.float16,
+    "BF16": jnp.bfloat16,
     "I64": np.int64,
     "I32": np.int32,
     "I16": np.int16,
@@ -206,7 +202,11 @@ def _read_pytorch(path: Path, entry: str | None) -> dict[str, np.ndarray]:
     others = [name for name, tensor in loaded.items() if not isinstance(tensor, torch.Tensor)]
     if others:
         raise ValueError(f"{path} holds entries that are no tensors: {others[:5]}")
-    return {
-        name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
-        for name, tensor in loaded.items()
-    }
+
+    def array(tensor: Any) -> np.ndarray:
+        tensor = tensor.detach()
+        if tensor.dtype == torch.bfloat16:  # whose bits NumPy cannot take as such
+            return tensor.contiguous().view(torch.int16).numpy().view(jnp.bfloat16)
+        return tensor.numpy()
+
+    return {name: array(tensor) for name, tensor in loaded.items()}

@@ -7,6 +7,7 @@ import json
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -358,6 +359,27 @@ def test_a_half_precision_file_is_read_as_float32(torch, transformers, published
     found = variables["params"]["tokens"]["embedding"]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, model.wte.weight.detach().numpy(), rtol=2**-8)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert-pairs", "llama", "t5", "vit", "resnet"])
+def test_parameters_may_take_half_the_memory(torch, published, tmp_path, name):
+    model, folder = published(name)
+    expected = theirs_of(torch, model, name)
+    module, variables = interop.from_hugging_face(folder, param_dtype=jnp.bfloat16, **CASES[name][2])
+    assert {x.dtype for x in jax.tree.leaves(variables["params"])} == {jnp.dtype(jnp.bfloat16)}
+    found = np.asarray(jit(module.apply)(variables, inputs_of(name)[0]), np.float32)
+    assert_close(found, expected, name, 0.05)
+    # What was stored so is read and written bit by bit.
+    interop.to_hugging_face(tmp_path, module, variables)
+    again = type(model).from_pretrained(tmp_path, dtype="auto")
+    _, same = interop.from_hugging_face(tmp_path, param_dtype=jnp.bfloat16, **CASES[name][2])
+    jax.tree.map(np.testing.assert_array_equal, same, variables)
+    assert torch.bfloat16 in {x.dtype for x in again.state_dict().values()}
+
+
+def test_parameters_are_no_integers(published):
+    with pytest.raises(ValueError, match="floating type, such as bfloat16; got int8"):
+        interop.from_hugging_face(published("gpt2")[1], param_dtype=jnp.int8)
 
 
 def test_a_tokenizer_goes_along(transformers, tmp_path):

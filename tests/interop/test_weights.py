@@ -1,5 +1,6 @@
 """Tensors are read from every format, mapped by name, and what does not fit is named."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -230,7 +231,8 @@ def test_reads_what_pytorch_and_safetensors_write(torch, tmp_path):
         found = read_tensors(path)
         assert found.keys() == {"w", "h"}
         np.testing.assert_array_equal(found["w"], np.arange(6.0).reshape(2, 3))
-        assert found["h"].dtype == np.float32
+        np.testing.assert_array_equal(found["h"], np.ones(2))
+        assert found["h"].dtype == jnp.bfloat16
 
 
 @pytest.mark.parity
