@@ -100,6 +100,15 @@ def _without_tiles() -> None:
     _replace(convolution._tiles, none)
 
 
+def _without_materialization() -> None:
+    from jdl.nn import convolution
+
+    def as_it_is(x: Any) -> Any:
+        return x
+
+    _replace(convolution.materialized, as_it_is)
+
+
 def _without_kept_memory() -> None:
     from jdl.train import runtime
 
@@ -138,6 +147,11 @@ LEVERS: dict[str, Lever] = {
     "flat": Lever("products over two axes", _without_flat_products, "jdl.nn.linear.flat_dot_general"),
     "recurrence": Lever(
         "the written gradient of recurrence", _without_written_gradient, "jdl.nn.recurrence_scan._run"
+    ),
+    "materialized": Lever(
+        "inputs of convolutions computed once",
+        _without_materialization,
+        "jdl.nn.convolution.materialized",
     ),
     "tiles": Lever("pooling by reshaping", _without_tiles, "jdl.nn.convolution._tiles"),
     **{

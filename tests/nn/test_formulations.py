@@ -332,5 +332,27 @@ def test_each_formulation_is_one_operation_for_a_tpu_and_none_for_a_cpu(function
     assert operation not in found["cpu"]
 
 
+def test_what_comes_before_a_convolution_is_computed_once():
+    """Not again, and in another order, for the gradient of the kernel."""
+    arguments = [jnp.ones(shape) for shape in ((4, 8, 8, 16), (3, 3, 16, 16), (3, 3, 16, 16))]
+
+    def maxima(convolution):
+        layer = functools.partial(convolution, window_strides=(1, 1), padding="SAME", dimension_numbers=ORDER)
+        loss = lambda x, *kernels: jnp.square(layer(jax.nn.relu(layer(x, kernels[0])), kernels[1])).sum()
+        program = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arguments).compile().as_text()
+        return program.count(" maximum(")
+
+    ours = lambda x, kernel, window_strides, **options: convolve(x, kernel, window_strides, **options)
+    assert maxima(lax.conv_general_dilated) > 1
+    assert maxima(ours) == 1
+
+
+def test_integers_are_convolved_as_integers():
+    x, kernel = jnp.ones((1, 4, 4, 8), jnp.int32), jnp.ones((3, 3, 8, 2), jnp.int32)
+    y = convolve(x, kernel, (1, 1), "VALID", dimension_numbers=ORDER)
+    assert y.dtype == jnp.int32
+    assert y.ravel().tolist() == [72] * 8
+
+
 def test_cpu_gets_products():
     assert lowered("cpu").count("stablehlo.convolution") == 0
