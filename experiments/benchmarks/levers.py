@@ -106,7 +106,7 @@ def _without_materialization() -> None:
     def as_it_is(x: Any) -> Any:
         return x
 
-    _replace(convolution.materialized, as_it_is)
+    _replace(convolution._materialized, as_it_is)
 
 
 def _without_kept_memory() -> None:
@@ -151,7 +151,7 @@ LEVERS: dict[str, Lever] = {
     "materialized": Lever(
         "inputs of convolutions computed once",
         _without_materialization,
-        "jdl.nn.convolution.materialized",
+        "jdl.nn.convolution._materialized",
     ),
     "tiles": Lever("pooling by reshaping", _without_tiles, "jdl.nn.convolution._tiles"),
     **{

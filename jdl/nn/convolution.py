@@ -79,10 +79,10 @@ def convolve(
     order = lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers)
 
     def once(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return plain(materialized(x), kernel)
+        return plain(_materialized(x), kernel)
 
     def padded_first(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return plain(_padded(materialized(x), padding, order), kernel, [(0, 0)] * len(padding))
+        return plain(_padded(_materialized(x), padding, order), kernel, [(0, 0)] * len(padding))
 
     def direct(x: jax.Array, kernel: jax.Array) -> jax.Array:
         pads_well = (
@@ -124,7 +124,7 @@ def convolve(
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
 
 
-def materialized(x: jax.Array) -> jax.Array:
+def _materialized(x: jax.Array) -> jax.Array:
     """x, as an array of its own for XLA:CPU.
 
     It would compute what comes before a convolution, back to the one before, again wherever x is read; for
@@ -132,7 +132,7 @@ def materialized(x: jax.Array) -> jax.Array:
     what holds a costly operation is computed once: a division, by a one that its earlier passes do not know.
 
     Example:
-        >>> materialized(jnp.array([1.0, jnp.inf])).tolist()
+        >>> _materialized(jnp.array([1.0, jnp.inf])).tolist()
         [1.0, inf]
     """
     if not jnp.issubdtype(x.dtype, jnp.floating):
