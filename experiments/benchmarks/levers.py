@@ -18,7 +18,7 @@ SEVERAL = "several"
 """The lever of several steps a dispatch, which is an argument of `fit`."""
 
 PLATFORM = {
-    "convolve": ("jdl.nn.convolution.convolve", "convolutions as matrix products"),
+    "convolve": ("jdl.nn.convolution.convolve", "the ways in which a CPU convolves"),
     "max-pool": ("jdl.nn.convolution.max_pool", "pooling of shifted images"),
     "halve": ("jdl.nn.doubling.halve", "halving convolutions as products"),
     "double": ("jdl.nn.doubling.double", "doubling convolutions as products"),

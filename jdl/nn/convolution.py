@@ -78,20 +78,18 @@ def convolve(
     is_dilated = any(n != 1 for n in lhs_dilation or ())
     order = lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers)
 
-    def once(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return plain(_materialized(x), kernel)
-
-    def padded_first(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return plain(_padded(_materialized(x), padding, order), kernel, [(0, 0)] * len(padding))
-
-    def direct(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        pads_well = (
+    def convolution_on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        x = _materialized(x)
+        if (
             is_dilated
             or isinstance(padding, str)
             or _pads_well(kernel, strides, rhs_dilation, padding, order)
-        )
-        on_cpu = once if pads_well else padded_first
-        return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
+        ):
+            return plain(x, kernel)
+        return plain(_padded(x, padding, order), kernel, [(0, 0)] * len(padding))
+
+    def direct(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.platform_dependent(x, kernel, cpu=convolution_on_cpu, default=plain)
 
     if not _is_usual(x, kernel, dimension_numbers) or is_dilated or any(options.values()):
         return direct(x, kernel)
