@@ -67,7 +67,8 @@ def resnet(
             a stem of 7x7 and a 3x3 maximum, each of stride 2.
 
     Returns:
-        A `torch.nn.Module`, initialised as He et al. (2015), from images [B, 3, H, W] to logits.
+        A `torch.nn.Module` from images [B, 3, H, W] to logits, initialised as `jdl.models.ResNet` is:
+        convolutions as He et al. (2015), the last layer as LeCun et al. (1998), with a bias of 0.
     """
     import torch
     from torch import nn
@@ -137,6 +138,10 @@ def resnet(
             for module in self.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            # A normal distribution cut at two deviations, widened to have the variance of 1 / inputs.
+            wide = inputs**-0.5 / 0.8796
+            nn.init.trunc_normal_(self.fc.weight, 0, wide, -2 * wide, 2 * wide)
+            nn.init.zeros_(self.fc.bias)
 
         def forward(self, x: Any) -> Any:
             x = torch.relu(self.bn1(self.conv1(x)))

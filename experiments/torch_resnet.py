@@ -1,9 +1,7 @@
 """The recipe of `experiments.resnet`, shortened, in PyTorch: the figure that ours must agree with.
 
-Same network, optimiser, rates, augmentation and number of images as
-``python -m experiments.resnet --steps 1170``, and the same initialisation of convolutions; the last layer is
-drawn as PyTorch does it, with three fifths of our deviation, and the order of the images and the noise are
-PyTorch's own.
+Same network, initialisation, optimiser, rates, augmentation and number of images as
+``python -m experiments.resnet --steps 1170``; the order of the images and the noise are PyTorch's own.
 
     python -m experiments.torch_resnet --seeds 0 1 2 --record
 """
