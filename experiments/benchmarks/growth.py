@@ -106,14 +106,20 @@ def _mlp(batch_size: int, *widths: int) -> tuple[Any, Any]:
 
 
 def _gpt(
-    batch_size: int, T: int, V: int, width: int, chunk: int | None = None, blocks: int | None = None
+    batch_size: int,
+    T: int,
+    V: int,
+    width: int,
+    chunk: int | None = None,
+    blocks: int | None = None,
+    depth: int = 1,
 ) -> tuple[Any, Any]:
     import optax
 
     from jdl import learners, models, tasks
 
     tokens = np.random.default_rng(0).integers(0, V, (batch_size, T + 1)).astype(np.int32)
-    model = models.gpt(vocab_size=V, context=T, width=width, depth=1, num_heads=2, chunk=blocks)
+    model = models.gpt(vocab_size=V, context=T, width=width, depth=depth, num_heads=2, chunk=blocks)
     learner = learners.gradient(tasks.next_token(model, chunk=chunk), optax.adam(1e-3))
     return learner, {"inputs": tokens[:, :-1], "labels": tokens[:, 1:]}
 
@@ -134,6 +140,9 @@ AXES = {
         "width of an MLP of 3 layers", (256, 512, 1024, 2048), lambda n: _mlp(64, n, n, n, 10), 2, 2
     ),
     "depth": Axis("layers of an MLP of width 256", (4, 8, 16, 32), lambda n: _mlp(64, *[256] * n, 10), 1, 1),
+    "blocks": Axis(
+        "layers of a GPT of width 128", (4, 8, 16, 32), lambda n: _gpt(4, 64, 32, 128, depth=n), 1, 1
+    ),
     "sequence": Axis(
         "tokens, all of attention's logits at once",
         (256, 512, 1024, 2048),

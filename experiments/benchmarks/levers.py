@@ -22,6 +22,7 @@ PLATFORM = {
     "max-pool": ("jdl.nn.convolution.max_pool", "pooling of shifted images"),
     "halve": ("jdl.nn.doubling.halve", "halving convolutions as products"),
     "double": ("jdl.nn.doubling.double", "doubling convolutions as products"),
+    "residual": ("jdl.nn.residual.residual", "residual sums computed once"),
     "conv-lstm": ("jdl.nn.recurrence_conv", "convolutions of time steps unrolled"),
     "accumulation": ("jdl.learners.gradient._in_parts", "parts of a batch unrolled"),
     "players": ("jdl.learners.adversarial._in_turn", "turns of a player unrolled"),
@@ -106,7 +107,7 @@ def _without_materialization() -> None:
     def as_it_is(x: Any) -> Any:
         return x
 
-    _replace(convolution._materialized, as_it_is)
+    vars(convolution)["materialized"] = as_it_is
 
 
 def _without_kept_memory() -> None:
@@ -151,7 +152,7 @@ LEVERS: dict[str, Lever] = {
     "materialized": Lever(
         "inputs of convolutions computed once",
         _without_materialization,
-        "jdl.nn.convolution._materialized",
+        "jdl.nn.convolution.convolve.<locals>.convolution_on_cpu",
     ),
     "tiles": Lever("pooling by reshaping", _without_tiles, "jdl.nn.convolution._tiles"),
     **{

@@ -14,6 +14,7 @@ from flax import linen
 
 from jdl.nn import Conv, Dense, Stage, StochasticDepth, as_float
 from jdl.nn.blocks import depth_rates, require_images, require_patches, zero_head
+from jdl.nn.residual import residual
 
 
 def _norm(dtype: Any, name: str) -> linen.LayerNorm:
@@ -66,11 +67,11 @@ class MixerBlock(linen.Module):
         """[B, T, D] to the same shape."""
         h_BDT = _norm(self.dtype, "norm1")(x_BTD).swapaxes(1, 2)
         h_BTD = MLPBlock(self.token_hidden, self.dtype, name="tokens")(h_BDT).swapaxes(1, 2)
-        x_BTD = x_BTD + StochasticDepth(self.stochastic_depth)(h_BTD, train)
+        x_BTD = residual(x_BTD, StochasticDepth(self.stochastic_depth)(h_BTD, train))
         h_BTD = MLPBlock(self.channel_hidden, self.dtype, name="channels")(
             _norm(self.dtype, "norm2")(x_BTD)
         )  # fmt: skip
-        return x_BTD + StochasticDepth(self.stochastic_depth)(h_BTD, train)
+        return residual(x_BTD, StochasticDepth(self.stochastic_depth)(h_BTD, train))
 
 
 class Mixer(linen.Module):

@@ -14,6 +14,7 @@ from flax import linen
 
 from jdl.nn import Dense, as_float
 from jdl.nn.dropout import Dropout
+from jdl.nn.residual import residual
 
 
 class MLP(linen.Module):
@@ -56,7 +57,7 @@ class MLP(linen.Module):
             if self.residual and x_BF.shape[-1] == width:
                 h_BF = self.activation(linen.LayerNorm(dtype=self.dtype)(x_BF))
                 h_BF = Dropout(self.dropout, deterministic=not train)(h_BF)
-                x_BF = x_BF + Dense(width, dtype=self.dtype)(h_BF)
+                x_BF = residual(x_BF, Dense(width, dtype=self.dtype)(h_BF))
             else:
                 x_BF = self.activation(Dense(width, dtype=self.dtype)(x_BF))
                 x_BF = Dropout(self.dropout, deterministic=not train)(x_BF)

@@ -16,6 +16,7 @@ from flax import linen
 from jdl.nn import Conv, Dense, MultiHeadAttention, Stage, StochasticDepth, as_float
 from jdl.nn.blocks import depth_rates, require_images, require_patches, zero_head
 from jdl.nn.dropout import Dropout
+from jdl.nn.residual import residual
 
 _XAVIER = linen.initializers.xavier_uniform()
 
@@ -67,12 +68,12 @@ class EncoderBlock(linen.Module):
             name="attention",
         )
         h_BTD = drop(attention(h_BTD, train=train))
-        x_BTD = x_BTD + StochasticDepth(self.stochastic_depth)(h_BTD, train)
+        x_BTD = residual(x_BTD, StochasticDepth(self.stochastic_depth)(h_BTD, train))
         h_BTD = _norm(self.epsilon, self.dtype, "norm2")(x_BTD)
         h_BTF = Dense(self.hidden, kernel_init=_XAVIER, dtype=self.dtype, name="expand")(h_BTD)
         h_BTF = drop(jax.nn.gelu(h_BTF, approximate=False))
         h_BTD = drop(Dense(x_BTD.shape[-1], kernel_init=_XAVIER, dtype=self.dtype, name="project")(h_BTF))
-        return x_BTD + StochasticDepth(self.stochastic_depth)(h_BTD, train)
+        return residual(x_BTD, StochasticDepth(self.stochastic_depth)(h_BTD, train))
 
 
 class ViT(linen.Module):

@@ -18,6 +18,8 @@ import numpy as np
 from flax import linen
 from jax import lax
 
+from jdl.nn.residual import materialized
+
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 _LARGE = 2**15
@@ -79,7 +81,9 @@ def convolve(
     order = lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers)
 
     def convolution_on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        x = _materialized(x)
+        # The gradient of the kernel would compute what comes before again, back to the convolution before,
+        # in the order of a transposed x: a quarter of a ResNet's step.
+        x = materialized(x)
         if (
             is_dilated
             or isinstance(padding, str)
@@ -120,22 +124,6 @@ def convolve(
         return banded_convolution(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel)
 
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
-
-
-def _materialized(x: jax.Array) -> jax.Array:
-    """x, as an array of its own for XLA:CPU.
-
-    It would compute what comes before a convolution, back to the one before, again wherever x is read; for
-    the gradient of the kernel in the order of a transposed x, which took a quarter of a ResNet's step. Only
-    what holds a costly operation is computed once: a division, by a one that its earlier passes do not know.
-
-    Example:
-        >>> _materialized(jnp.array([1.0, jnp.inf])).tolist()
-        [1.0, inf]
-    """
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        return x
-    return x / lax.optimization_barrier(jnp.ones((), x.dtype))
 
 
 def _pads_well(

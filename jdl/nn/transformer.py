@@ -21,6 +21,7 @@ from jdl.nn.linear import Dense
 from jdl.nn.moe import Experts, MixtureOfExperts
 from jdl.nn.multihead import PLAIN, KeyValues, Look, MultiHeadAttention
 from jdl.nn.positions import Alibi, Buckets, Rotary
+from jdl.nn.residual import residual
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -254,7 +255,8 @@ class Block(linen.Module):
             h_BTD = self.drop(h_BTD, deterministic=not train)
             if train and drop_rate is not None:
                 h_BTD = _skip_rows(h_BTD, drop_rate, self.make_rng("dropout"))
-            return x_BTD + h_BTD if self.config.norm_first else norm(x_BTD + h_BTD)
+            x_BTD = residual(x_BTD, h_BTD)
+            return x_BTD if self.config.norm_first else norm(x_BTD)
 
         def to_itself(h_BTD: Array) -> Array:
             nonlocal cache

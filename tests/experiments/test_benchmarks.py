@@ -299,6 +299,7 @@ def test_the_levers_of_a_step_are_found_by_tracing_it():
     assert found["mlp"] == always | {"several", "flat"}
     assert found["gru"] == always | {"several", "recurrence", "flat"}
     assert "recurrence" not in found["vae"]
+    assert "residual" in levers.used(workloads.draw(TINY["gpt"]))
     assert {"convolve", "tiles"} <= set(levers.used(workloads.draw(TINY["lenet"])))
     assert {"convolve", "materialized"} <= set(levers.used(workloads.draw(TINY["resnet20"])))
 

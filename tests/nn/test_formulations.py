@@ -11,12 +11,14 @@ import pytest
 from flax import linen
 from jax import lax
 
+from jdl import models
 from jdl.core import Array
 from jdl.models import LeNet5
 from jdl.nn import Conv, convolution, max_pool
 from jdl.nn.convolution import banded_convolution, convolve
 from jdl.nn.doubling import double, halve
 from jdl.nn.linear import flat_dot_general
+from jdl.nn.residual import residual
 
 ORDER = ("NHWC", "HWIO", "NHWC")
 
@@ -345,6 +347,34 @@ def test_what_comes_before_a_convolution_is_computed_once():
     ours = lambda x, kernel, window_strides, **options: convolve(x, kernel, window_strides, **options)
     assert maxima(lax.conv_general_dilated) > 1
     assert maxima(ours) == 1
+
+
+def reads(program):
+    """How many arrays each fused computation reads, the most first."""
+    found = re.findall(r" fusion\((.*?)\), kind=kLoop", program)
+    return sorted((arguments.count("%") for arguments in found), reverse=True)
+
+
+def test_a_residual_sum_is_computed_once_however_deep_the_network():
+    def gradient(depth):
+        model = models.gpt(vocab_size=8, context=8, width=16, depth=depth, num_heads=2)
+        tokens = jnp.zeros((2, 8), jnp.int32)
+        variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
+        return jax.jit(jax.grad(lambda v: model.apply(v, tokens).sum())).lower(variables).compile().as_text()
+
+    assert max(reads(gradient(6))) <= max(reads(gradient(2))) + 1
+
+
+def test_residual_adds_and_is_a_sum_alone_for_accelerators():
+    x, h = normal(0, 2, 3), normal(1, 2, 3)
+    assert_equal(residual, jnp.add, x, h)
+    np.testing.assert_array_equal(jax.vmap(residual, (0, None))(x, h[0]), x + h[:1])
+    np.testing.assert_array_equal(residual(x > 0, h > 0), (x > 0) | (h > 0))
+    assert residual(x.astype(jnp.bfloat16), h.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    np.testing.assert_array_equal(residual(jnp.array([jnp.inf, jnp.nan]), jnp.ones(2)), [jnp.inf, jnp.nan])
+    for platform, has in (("cpu", True), ("tpu", False), ("cuda", False)):
+        program = jax.export.export(jax.jit(residual), platforms=[platform])(x, h).mlir_module()
+        assert ("stablehlo.divide" in program) is has
 
 
 def test_integers_are_convolved_as_integers():
