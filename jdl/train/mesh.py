@@ -70,8 +70,10 @@ def make_mesh(spec: str | Mesh | None = None, devices: Sequence[Any] | None = No
     sizes = {name: size if size > 0 else max(available // known, 1) for name, size in sizes.items()}
     needed = math.prod(sizes.values())
     if needed > available:
+        platform = devices[0].platform
+        hint = f"; prepare(devices={needed}) first lets a CPU count as so many" if platform == "cpu" else ""
         raise ValueError(
-            f"mesh {spec!r} needs {needed} devices; {available} {devices[0].platform} devices are there"
+            f"mesh {spec!r} needs {needed} devices; {available} {platform} devices are there{hint}"
         )
     return _usable(_laid_out(tuple(sizes.values()), tuple(sizes), list(devices[:needed])))
 

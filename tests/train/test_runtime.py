@@ -57,6 +57,31 @@ def test_flags_of_the_user_stay(tmp_path):
     assert not waits
 
 
+DEVICES = """
+import jax, jax.numpy as jnp, numpy as np, optax
+from jdl import data, learners, models, tasks, train
+train.prepare(devices=2, compilation_cache=False)
+rng = np.random.default_rng(0)
+arrays = {"inputs": rng.normal(size=(16, 3)).astype("float32"), "labels": rng.integers(0, 2, 16)}
+learner = learners.gradient(tasks.classification(models.MLP((4, 2))), optax.sgd(0.1))
+batches = data.shuffled(arrays, 8)
+state = train.fit(learner, batches, steps=2, mesh="data:2", mode="shard_map")
+print(len(jax.devices()))
+try:
+    train.prepare(devices=3, compilation_cache=False)
+except RuntimeError as error:
+    print("RuntimeError")
+"""
+
+
+def test_a_cpu_counts_as_several_devices():
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.splitlines() == ["2", "RuntimeError"], done.stderr
+
+
 def test_plain_undoes_it(tmp_path):
     assert prepared(tmp_path, JDL_PLAIN="1") == ("None", "", False)
 
