@@ -7,10 +7,12 @@ import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.catalogue import ROOT
@@ -28,11 +30,28 @@ WARM_SECONDS = 0.3
 """Time to run before a block counts: the one before has taken the caches, and its threads may still spin."""
 
 
-def peak_memory() -> int:
-    """The most memory that this process has had resident, bytes."""
-    import resource
+def peak_memory(process: int | str = "self") -> int:
+    """The most memory that a process has had resident, bytes.
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    Linux's ``getrusage`` would count, for a process, what the one that started it held then.
+
+    Args:
+        process: its number, where there is /proc; this one's by default.
+
+    Raises:
+        OSError: if there is no such process, or no /proc to ask.
+    """
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        if process != "self":
+            raise
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    # A process that has ended has no memory left to tell of.
+    peak = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return 1024 * int(peak[1]) if peak else 0
 
 
 def jax_memory() -> Callable[[], int]:

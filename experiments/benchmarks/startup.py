@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from experiments.benchmarks.harness import peak_memory
 from experiments.catalogue import ROOT
 from jdl.train.run import METRICS
 
@@ -42,8 +44,10 @@ def start(cache: Path, steps: int = 100) -> Start:
         process = subprocess.Popen(
             [sys.executable, *arguments], cwd=ROOT, env={**environment, "JDL_CACHE": str(cache)}
         )
-        seconds = None
+        seconds, memory = None, 0
         while True:
+            with contextlib.suppress(OSError):
+                memory = max(memory, peak_memory(process.pid))
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if seconds is None and _has_stepped(run / METRICS):
                 seconds = time.perf_counter() - begin
@@ -53,7 +57,7 @@ def start(cache: Path, steps: int = 100) -> Start:
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode or seconds is None:
             raise RuntimeError(f"the training ended with status {process.returncode}")
-    return Start(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    return Start(seconds, memory or usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 
 
 def _has_stepped(metrics: Path) -> bool:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -154,6 +155,18 @@ def test_a_step_at_fault_is_not_timed(several, mesh, taken):
     run = steps.Run(learner, data.shuffled(arrays, 4, resident=True), several, mesh)
     with pytest.raises(RuntimeError, match="step 1 was at fault"):
         run.first(0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks /proc")
+def test_memory_of_a_process_is_not_that_of_the_one_that_started_it():
+    script = "from experiments.benchmarks.harness import peak_memory; print(peak_memory())"
+    held = bytearray(b"x") * (300 << 20)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=harness.ROOT, capture_output=True, text=True, check=True
+    )
+    assert 5 << 20 < int(done.stdout) < len(held) < harness.peak_memory()
+    with pytest.raises(OSError, match="/proc/0/status"):
+        harness.peak_memory(0)
 
 
 def test_memory_is_that_of_the_device_where_it_has_its_own(monkeypatch):
