@@ -12,6 +12,7 @@ import numpy as np
 from flax import linen
 
 from jdl.nn import Conv, Dense, StochasticDepth, as_float, global_mean
+from jdl.nn.activations import gelu
 from jdl.nn.blocks import depth_rates, require_images
 
 
@@ -56,7 +57,7 @@ class ConvNeXtBlock(linen.Module):
         )(x_BHWC)
         h = _norm(self.dtype, "norm")(h)
         h = Dense(4 * C, kernel_init=_truncated_normal, dtype=self.dtype, name="expand")(h)
-        h = jax.nn.gelu(h, approximate=False)
+        h = gelu(h, approximate=False)
         h = Dense(C, kernel_init=_truncated_normal, dtype=self.dtype, name="project")(h)
         scale_C = self.param("layer_scale", linen.initializers.constant(self.layer_scale), (C,))
         h = h * scale_C.astype(h.dtype).reshape(1, 1, 1, C)

@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen
 
 from jdl.nn import Conv, Dense, Stage, StochasticDepth, as_float
+from jdl.nn.activations import gelu
 from jdl.nn.blocks import depth_rates, require_images, require_patches, zero_head
 from jdl.nn.residual import residual
 
@@ -38,7 +39,7 @@ class MLPBlock(linen.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., F] to the same shape."""
         h = Dense(self.hidden, dtype=self.dtype, name="expand")(x)
-        h = jax.nn.gelu(h, approximate=False)
+        h = gelu(h, approximate=False)
         return Dense(x.shape[-1], dtype=self.dtype, name="project")(h)
 
 

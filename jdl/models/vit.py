@@ -14,6 +14,7 @@ import numpy as np
 from flax import linen
 
 from jdl.nn import Conv, Dense, MultiHeadAttention, Stage, StochasticDepth, as_float
+from jdl.nn.activations import gelu
 from jdl.nn.blocks import depth_rates, require_images, require_patches, zero_head
 from jdl.nn.dropout import Dropout
 from jdl.nn.residual import residual
@@ -71,7 +72,7 @@ class EncoderBlock(linen.Module):
         x_BTD = residual(x_BTD, StochasticDepth(self.stochastic_depth)(h_BTD, train))
         h_BTD = _norm(self.epsilon, self.dtype, "norm2")(x_BTD)
         h_BTF = Dense(self.hidden, kernel_init=_XAVIER, dtype=self.dtype, name="expand")(h_BTD)
-        h_BTF = drop(jax.nn.gelu(h_BTF, approximate=False))
+        h_BTF = drop(gelu(h_BTF, approximate=False))
         h_BTD = drop(Dense(x_BTD.shape[-1], kernel_init=_XAVIER, dtype=self.dtype, name="project")(h_BTF))
         return residual(x_BTD, StochasticDepth(self.stochastic_depth)(h_BTD, train))
 

@@ -16,6 +16,7 @@ from flax import linen
 from jax import lax
 
 from jdl.core import LOSSES, Array, psum
+from jdl.nn.activations import silu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +160,7 @@ class MixtureOfExperts(linen.Module):
 
     experts: Experts
     hidden: int
-    activation: Callable[[Array], Array] = jax.nn.silu
+    activation: Callable[[Array], Array] = silu
     gated: bool = True
     kernel_init: Any = linen.initializers.lecun_normal(batch_axis=0)
     out_init: Any = None

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import linen
 
 from jdl.core import Array
+from jdl.nn.activations import gelu, silu
 from jdl.nn.dropout import Dropout
 from jdl.nn.linear import Dense
 from jdl.nn.moe import Experts, MixtureOfExperts
@@ -24,10 +25,10 @@ from jdl.nn.positions import Alibi, Buckets, Rotary
 from jdl.nn.residual import residual
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": functools.partial(gelu, approximate=False),
+    "gelu_tanh": functools.partial(gelu, approximate=True),
     "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
+    "silu": silu,
 }
 NORMS = ("layer", "rms")
 
