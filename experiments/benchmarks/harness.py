@@ -46,12 +46,19 @@ def peak_memory(process: int | str = "self") -> int:
     except OSError:
         if process != "self":
             raise
-        import resource
+        status = ""
+    if peak := re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE):
+        return 1024 * int(peak[1])
+    if process != "self":
+        return 0  # One that has ended has no memory left to tell of.
+    import resource
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    # A process that has ended has no memory left to tell of.
-    peak = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-    return 1024 * int(peak[1]) if peak else 0
+    return most_resident(resource.getrusage(resource.RUSAGE_SELF))
+
+
+def most_resident(usage: Any) -> int:
+    """The most memory resident by a ``resource.struct_rusage``, bytes; its unit depends on the system."""
+    return int(usage.ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
 
 
 def jax_memory() -> Callable[[], int]:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.benchmarks.harness import peak_memory
+from experiments.benchmarks.harness import most_resident, peak_memory
 from experiments.catalogue import ROOT
 from jdl.train.run import METRICS
 
@@ -46,7 +46,7 @@ def start(cache: Path, steps: int = 100) -> Start:
         )
         seconds, memory = None, 0
         while True:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # Without /proc, its usage tells in the end.
                 memory = max(memory, peak_memory(process.pid))
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if seconds is None and _has_stepped(run / METRICS):
@@ -57,7 +57,7 @@ def start(cache: Path, steps: int = 100) -> Start:
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode or seconds is None:
             raise RuntimeError(f"the training ended with status {process.returncode}")
-    return Start(seconds, memory or usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    return Start(seconds, memory or most_resident(usage))
 
 
 def _has_stepped(metrics: Path) -> bool:

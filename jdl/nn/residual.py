@@ -1,4 +1,4 @@
-"""Sums of residual blocks, computed once."""
+"""Sums of residual blocks, computed once, and what makes XLA:CPU compute something once."""
 
 from __future__ import annotations
 

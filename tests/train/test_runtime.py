@@ -58,18 +58,18 @@ def test_flags_of_the_user_stay(tmp_path):
 
 
 DEVICES = """
-import jax, jax.numpy as jnp, numpy as np, optax
+import jax, numpy as np, optax
 from jdl import data, learners, models, tasks, train
 train.prepare(devices=2, compilation_cache=False)
 rng = np.random.default_rng(0)
 arrays = {"inputs": rng.normal(size=(16, 3)).astype("float32"), "labels": rng.integers(0, 2, 16)}
 learner = learners.gradient(tasks.classification(models.MLP((4, 2))), optax.sgd(0.1))
 batches = data.shuffled(arrays, 8)
-state = train.fit(learner, batches, steps=2, mesh="data:2", mode="shard_map")
+train.fit(learner, batches, steps=2, mesh="data:2", mode="shard_map")
 print(len(jax.devices()))
 try:
     train.prepare(devices=3, compilation_cache=False)
-except RuntimeError as error:
+except RuntimeError:
     print("RuntimeError")
 """
 
