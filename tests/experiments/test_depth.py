@@ -9,7 +9,7 @@ import optax
 import pytest
 from PIL import Image
 
-from experiments import cli, depth
+from experiments import cli, depth, ledger
 from jdl import models
 
 
@@ -61,6 +61,11 @@ def test_the_study_is_kept_and_is_not_done_twice(tmp_path, monkeypatch, capsys):
     assert "stage3/block1/conv2" in printed
     with Image.open(tmp_path / "study/depth.png") as picture:
         assert min(picture.size) > 400
+    entry = ledger.read(tmp_path / "study/ledger")[0]
+    (row,) = entry.rows
+    assert (row.label, row.samples) == ("ResNet-8", (found["ResNet-8"]["test_error"][-1],))
+    assert row.more["first kernel's gradient at the end"] == found["ResNet-8"]["gradient"][2][0]
+    assert "--steps 80" in entry.command
 
     monkeypatch.setattr(depth, "measure", None)
     resumed = cli.resumed(depth.Config, ["--resume", str(tmp_path / "study")])
