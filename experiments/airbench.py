@@ -12,8 +12,8 @@ Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import cli, images
-from jdl import data, learners, tasks, train
+from experiments import cli, images, running
+from jdl import data, learners, tasks
 from jdl.core import Array, Batch, Learner, Task, Variables
 from jdl.learners.groups import path_name
 from jdl.models import AirBench
@@ -67,22 +67,6 @@ class Config:
     """Seed of the initial weights, the shifts and the order of the images."""
     execution: cli.Execution = field(default_factory=cli.Execution)
     """How the experiment is run."""
-
-
-class Outcome(NamedTuple):
-    """What a run comes to.
-
-    Attributes:
-        accuracy: on the test set at the end.
-        seconds: training time, with compilation and evaluations.
-        seconds_to_target: when the target was first seen, or None.
-        folder: the run's folder.
-    """
-
-    accuracy: float
-    seconds: float
-    seconds_to_target: float | None
-    folder: Path
 
 
 class LookaheadState(NamedTuple):
@@ -219,14 +203,17 @@ def learner(config: Config, preprocess: data.Preprocess, images: np.ndarray, ste
     return learners.gradient(task, optimizer(config, steps))
 
 
-def main(config: Config) -> Outcome:
-    """Trains as the configuration says, and reports how long the target took."""
+def main(config: Config) -> running.Outcome:
+    """Trains as the configuration says, and reports how long the target took.
+
+    Returns:
+        The outcome; among its metrics is ``seconds_to_target``: when the target was first seen, counted from
+        the start, compilation and evaluations included, or None.
+    """
     start = time.perf_counter()
     dataset = data.load(config.dataset)
     preprocess = data.fit_preprocess(dataset.train["inputs"])
     steps = round(config.epochs * (len(dataset.train["labels"]) // config.batch_size))
-    where = config.execution
-    folder = Path(where.run) if where.run else cli.new_folder("airbench", config)
     rng = np.random.default_rng(config.seed)
     mirrored = rng.random(len(dataset.train["labels"])) < 0.5
     learnt = {**dataset.train, "mirrored": mirrored}
@@ -236,30 +223,32 @@ def main(config: Config) -> Outcome:
         if record["split"] == "test" and record["accuracy"] >= config.target and not reached:
             reached.append(time.perf_counter() - start)
 
-    fitted = train.fit(
+    outcome = running.run(
+        "airbench",
+        config,
+        running.folder_of("airbench", config),
         learner(config, preprocess, dataset.train["inputs"], steps),
         Alternating(data.shuffled(learnt, config.batch_size, seed=config.seed, resident=True)),
-        steps,
-        key=config.seed,
-        evaluation={"test": data.in_order(dataset.test, 1000)},
+        {"test": data.in_order(dataset.test, 1000)},
+        steps=steps,
         evaluate_every=config.evaluate_every,
-        run=train.Run(folder, config=cli.settings("airbench", config), data=dataset.fingerprint),
-        loggers=[watch] if where.quiet else [watch, train.print_lines],
-        mesh=where.mesh or None,
-        mode=where.mode,
-        profile=cli.profile(where, folder),
+        fingerprint=dataset.fingerprint,
+        about=f"{len(dataset.train['labels'])} training and {len(dataset.test['labels'])} test images",
+        extra={"preprocess": preprocess.to_json(), "class_names": dataset.class_names},
+        loggers=[watch],
     )
-    accuracy = fitted.history.last("test")["accuracy"]
-    outcome = Outcome(accuracy, time.perf_counter() - start, reached[0] if reached else None, folder)
-    if not where.quiet:
-        to_target = (
-            "not reached" if outcome.seconds_to_target is None else f"{outcome.seconds_to_target:.0f} s"
-        )
-        print(
-            f"test accuracy {100 * accuracy:.2f} % after {outcome.seconds:.0f} s; "
-            f"{100 * config.target:.0f} %: {to_target}"
-        )
+    test = {**outcome.test, "seconds_to_target": reached[0] if reached else None}
+    outcome = outcome._replace(test=test, seconds=time.perf_counter() - start)
+    if not config.execution.quiet and jax.process_index() == 0:
+        print(running.report(described(config, test), outcome, "airbench"))
     return outcome
+
+
+def described(config: Config, test: Mapping[str, Any]) -> str:
+    """The figures in words."""
+    seconds = test["seconds_to_target"]
+    when = "not reached" if seconds is None else f"after {seconds:.0f} s"
+    return f"test accuracy {100 * test['accuracy']:.2f} %; {100 * config.target:.0f} %: {when}"
 
 
 if __name__ == "__main__":

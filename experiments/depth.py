@@ -267,8 +267,8 @@ def _offer(folder: Path, config: Config, found: Mapping[str, Any]) -> None:
             )
             for name, one in found.items()
         ),
-        note="One seed. Gradients are norms. He et al. 2016, after 64,000 steps: 8.75 % for ResNet-20, 6.97 % "
-        "for ResNet-56 (table 6).",
+        note="One seed. Gradients are norms. He et al. 2016, after 64,000 steps: 8.75 % with ResNet-20, 6.97 "
+        "% with ResNet-56 (table 6).",
     )
 
 

@@ -5,20 +5,16 @@ Each experiment gives a model and the settings of its own; `classify` does the r
 
 from __future__ import annotations
 
-import contextlib
-import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import cli
-from jdl import data, learners, tasks, train
+from experiments import cli, running
+from jdl import data, learners, tasks
 from jdl.core import Array, Batch, Learner, Metrics, Task, Variables
 
 DatasetName = Literal["digits", "mnist", "fashion_mnist", "cifar10"]
@@ -79,24 +75,6 @@ class Config:
     """Seed of the initial weights, the noise and the order of the images."""
     execution: cli.Execution = field(default_factory=cli.Execution)
     """How the experiment is run."""
-
-
-class Outcome(NamedTuple):
-    """What an experiment comes to.
-
-    Attributes:
-        fitted: what `jdl.train.fit` gives.
-        test: metrics on the test set after the last step.
-        dataset: the data.
-        folder: the run's folder.
-        seconds: wall-clock time.
-    """
-
-    fitted: train.Fitted
-    test: dict[str, Any]
-    dataset: data.Dataset
-    folder: Path
-    seconds: float
 
 
 def augmentations(config: Config, num_classes: int) -> tuple[list[data.Transform], list[data.Transform]]:
@@ -184,7 +162,9 @@ def recipe(model: Any, preprocess: data.Preprocess, config: Config, num_classes:
     return learners.averaged(learner, config.averaging) if config.averaging else learner
 
 
-def classify(experiment: str, model: Any, config: Config, *, size: tuple[int, int] | None = None) -> Outcome:
+def classify(
+    experiment: str, model: Any, config: Config, *, size: tuple[int, int] | None = None
+) -> running.Outcome:
     """Trains an image model and reports how well it does on the test set.
 
     The test set is looked at during training and decides nothing: the result is that of the last step.
@@ -199,71 +179,38 @@ def classify(experiment: str, model: Any, config: Config, *, size: tuple[int, in
     Returns:
         The outcome; the run's folder holds checkpoints, metrics, configuration and curves.
     """
-    start = time.perf_counter()
     dataset = data.load(config.dataset)
     # Padding would leave an 8x8 digit a dot in the middle.
     how = "resize" if config.dataset == "digits" else "pad"
     preprocess = data.fit_preprocess(dataset.train["inputs"], size=size, how=how)
-    learner = recipe(model, preprocess, config, len(dataset.class_names))
-    where = config.execution
-    folder = Path(where.run) if where.run else cli.new_folder(experiment, config)
-    run = train.Run(
-        folder,
-        config=cli.settings(experiment, config),
-        data=dataset.fingerprint,
+    shard = jax.process_index(), jax.process_count()
+    outcome = running.run(
+        experiment,
+        config,
+        running.folder_of(experiment, config),
+        recipe(model, preprocess, config, len(dataset.class_names)),
+        data.shuffled(dataset.train, config.batch_size, seed=config.seed, shard=shard),
+        {"test": data.in_order(dataset.test, min(1000, len(dataset.test["labels"])), shard=shard)},
+        steps=config.steps,
+        evaluate_every=config.evaluate_every,
+        fingerprint=dataset.fingerprint,
+        about=f"{len(dataset.train['labels'])} training and {len(dataset.test['labels'])} test images of "
+        f"{config.dataset}",
         extra={
             "preprocess": preprocess.to_json(),
             "class_names": dataset.class_names,
             "image_shape": dataset.train["inputs"].shape[1:],
         },
     )
-    shard = jax.process_index(), jax.process_count()
-    is_told = not where.quiet and shard[0] == 0
-    if is_told:
-        print(f"{experiment} on {config.dataset}: {len(dataset.train['labels'])} training and "
-              f"{len(dataset.test['labels'])} test images; run folder {folder}")  # fmt: skip
-    evaluation_batch = min(1000, len(dataset.test["labels"]))
-    loggers: list[train.Logger] = []
-    with contextlib.ExitStack() as stack:
-        if is_told:
-            loggers.append(stack.enter_context(train.ProgressBar(config.steps)))
-        if where.tensorboard and shard[0] == 0:
-            loggers.append(stack.enter_context(train.TensorBoard(str(folder / "tensorboard"))))
-        fitted = train.fit(
-            learner,
-            data.shuffled(dataset.train, config.batch_size, seed=config.seed, shard=shard),
-            config.steps,
-            key=config.seed,
-            evaluation={"test": data.in_order(dataset.test, evaluation_batch, shard=shard)},
-            evaluate_every=config.evaluate_every or math.ceil(config.steps / 40),
-            run=run,
-            loggers=loggers,
-            mesh=where.mesh or None,
-            mode=where.mode,
-            profile=cli.profile(where, folder),
+    where = config.execution
+    if shard[0] == 0 and not where.quiet:
+        first, last = outcome.fitted.history.series("test", "accuracy")[1][0], outcome.test["accuracy"]
+        found = f"test accuracy {100 * last:.2f} % (error {100 * (1 - last):.2f} %), from {100 * first:.1f} %"
+        also = (
+            "\nevaluate it, or classify pictures:        "
+            f"python -m experiments.evaluate {outcome.folder} [PICTURE ...]"
         )
-    curves = folder / train.run.CURVES
-    if shard[0] == 0:
-        train.save_history(fitted.history, curves, title=f"{experiment} on {config.dataset}")
-    outcome = Outcome(fitted, fitted.history.last("test"), dataset, folder, time.perf_counter() - start)
-    if is_told:
         flags = [flag for flag in cli.flags(where) if not flag.startswith(("--run", "--quiet"))]
-        print(report(experiment, outcome, curves, "".join(f" {flag}" for flag in flags)))
+        told = running.report(found, outcome, experiment, also=also, flags="".join(f" {f}" for f in flags))
+        print(told)
     return outcome
-
-
-def report(experiment: str, outcome: Outcome, curves: Path, where: str = "") -> str:
-    """What is printed at the end: the figure, where everything is, and what to do next."""
-    first = outcome.fitted.history.series("test", "accuracy")[1][0]
-    accuracy, folder = outcome.test["accuracy"], outcome.folder
-    after = f"after {outcome.fitted.step} steps in {outcome.seconds:.0f} s"
-    return f"""
-test accuracy {100 * accuracy:.2f} % (error {100 * (1 - accuracy):.2f} %), from {100 * first:.1f} %, {after}
-
-  curves         {curves}
-  metrics        {folder / train.run.METRICS}
-  checkpoints    {folder / train.run.CHECKPOINTS}
-  configuration  {folder / train.run.CONFIG}
-
-evaluate it, or classify pictures:        python -m experiments.evaluate {folder} [PICTURE ...]
-go on, had it been stopped before its end: python -m experiments.{experiment} --resume {folder}{where}"""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from experiments import cli, images
+from experiments import cli, images, running
 from jdl import models
 
 PUBLISHED = "0.95 % test error on MNIST without distortions (LeCun et al. 1998, as the MNIST page has it)"
@@ -33,7 +33,7 @@ def model(config: Config) -> models.LeNet5:
     return models.LeNet5(layout=config.layout)
 
 
-def main(config: Config) -> images.Outcome:
+def main(config: Config) -> running.Outcome:
     """Trains LeNet-5 as the configuration says."""
     return images.classify("lenet", model(config), config, size=(32, 32))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from experiments import cli, images
+from experiments import cli, images, running
 from jdl import models
 
 PUBLISHED = (
@@ -37,7 +37,7 @@ def model(config: Config) -> models.MLP:
     return models.MLP((*config.hidden, 10), dropout=config.dropout, residual=config.residual)
 
 
-def main(config: Config) -> images.Outcome:
+def main(config: Config) -> running.Outcome:
     """Trains an MLP as the configuration says."""
     return images.classify("mlp", model(config), config)
 

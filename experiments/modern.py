@@ -12,7 +12,7 @@ Wightman, Touvron and Jegou, "ResNet strikes back", 2021; Cubuk et al., "RandAug
 
 from __future__ import annotations
 
-from experiments import cli, images, resnet
+from experiments import cli, resnet, running
 
 PUBLISHED = "none: the papers have other networks, and train them for longer"
 
@@ -31,7 +31,7 @@ DEFAULTS = resnet.Config(
 )
 
 
-def main(config: resnet.Config = DEFAULTS) -> images.Outcome:
+def main(config: resnet.Config = DEFAULTS) -> running.Outcome:
     """Trains a residual network as the configuration says."""
     return resnet.main(config)
 

@@ -154,6 +154,7 @@ class Recipe:
         unit: its unit.
         goal: which way it should go.
         figure: the metric of an outcome.
+        told: what else the note says of a seed.
         group: the heading that the ledger lists it under.
         load: the function of `jdl.data` that loads the data, and so knows their fingerprint.
     """
@@ -168,6 +169,7 @@ class Recipe:
     unit: str = "%"
     goal: Literal["max", "min"] = "min"
     figure: Callable[[Any], float] = test_error
+    told: Callable[[Any], str] = lambda outcome: ""
     group: str = "Images"
     load: Callable[[str], Any] = data.load
 
@@ -238,7 +240,8 @@ RECIPES = {
         JORDAN_2024,
         metric="test accuracy",
         goal="max",
-        figure=lambda outcome: 100 * outcome.accuracy,
+        figure=test_accuracy,
+        told=lambda outcome: airbench.described(airbench.Config(), outcome.test),
     ),
     "vit_cifar10": Recipe(
         vit.main,
@@ -521,6 +524,7 @@ def measure(name: str, seed: int, folder: Path) -> dict[str, Any]:
             outcome = recipe.main(dataclasses.replace(recipe.config, seed=seed, execution=execution))
         return {
             "figure": recipe.figure(outcome),
+            "told": recipe.told(outcome),
             "seconds": meter.seconds,
             # Of a run that was stopped and gone on with, only the last part was measured.
             "energy_wh": meter.energy_wh if is_whole else None,
@@ -541,6 +545,9 @@ def result(
     settings = to_json(cli.settings(experiment.removeprefix("experiments."), recipe.config))
     del settings["seed"]
     energies = [each["energy_wh"] for each in found]
+    told = {seed: one["told"] for seed, one in zip(seeds, found, strict=True) if one.get("told")}
+    notes = [recipe.note, *(f"Seed {seed}: {words}." for seed, words in told.items())]
+    notes += ["The machine ran other work too: times are upper bounds."] if busy else []
     return ledger.Result(
         name=name,
         title=recipe.title,
@@ -562,9 +569,7 @@ def result(
         device=ledger.device_description(),
         commit=ledger.commit(),
         date=datetime.date.today().isoformat(),
-        note=f"{recipe.note} The machine ran other work too: times are upper bounds.".strip()
-        if busy
-        else recipe.note,
+        note=" ".join(filter(None, notes)),
     )
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from experiments import cli, images
+from experiments import cli, images, running
 from jdl import models
 
 PUBLISHED = "8.75 % test error of ResNet-20 on CIFAR-10 (He et al. 2016, table 6)"
@@ -72,7 +72,7 @@ def model(config: Config) -> models.ResNet:
     )
 
 
-def main(config: Config) -> images.Outcome:
+def main(config: Config) -> running.Outcome:
     """Trains a residual network as the configuration says."""
     return images.classify("resnet", model(config), config)
 

@@ -114,8 +114,16 @@ def run(
     return Outcome(fitted, test, folder, time.perf_counter() - start)
 
 
-def report(found: str, outcome: Outcome, experiment: str) -> str:
-    """What is printed at the end: the figure, where everything is, and how to go on."""
+def report(found: str, outcome: Outcome, experiment: str, *, also: str = "", flags: str = "") -> str:
+    """What is printed at the end: the figure, where everything is, and how to go on.
+
+    Args:
+        found: the figure.
+        outcome: what `run` gave.
+        experiment: its name.
+        also: a line on what else to do.
+        flags: for the command that goes on.
+    """
     folder = outcome.folder
     return f"""
 {found}, after {outcome.fitted.step} steps in {outcome.seconds:.0f} s
@@ -124,5 +132,5 @@ def report(found: str, outcome: Outcome, experiment: str) -> str:
   metrics        {folder / train.run.METRICS}
   checkpoints    {folder / train.run.CHECKPOINTS}
   configuration  {folder / train.run.CONFIG}
-
-go on, had it been stopped before its end: python -m experiments.{experiment} --resume {folder}"""
+{also}
+go on, had it been stopped before its end: python -m experiments.{experiment} --resume {folder}{flags}"""

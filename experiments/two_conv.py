@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from experiments import cli, images
+from experiments import cli, images, running
 from jdl import models
 
 PUBLISHED = "0.925 test accuracy on Fashion-MNIST (its benchmark table, 2 Conv Layers net <100K parameters)"
@@ -33,7 +33,7 @@ def model(config: Config) -> models.TwoConv:
     return models.TwoConv(batch_norm=config.batch_norm, dropout=config.dropout)
 
 
-def main(config: Config) -> images.Outcome:
+def main(config: Config) -> running.Outcome:
     """Trains the network as the configuration says."""
     return images.classify("two_conv", model(config), config)
 

@@ -12,20 +12,17 @@ Ronneberger, Fischer and Brox, "U-Net: convolutional networks for biomedical ima
 
 from __future__ import annotations
 
-import contextlib
 import math
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import cli, images
-from jdl import data, learners, models, tasks, train
+from experiments import cli, images, running
+from jdl import data, learners, models, tasks
 from jdl.core import Array, Learner, Task, Variables
 
 PUBLISHED = "0.0611 pixel error on the challenge's own test slices (Ronneberger et al. 2015, table 1)"
@@ -136,55 +133,37 @@ def recipe(config: Config, preprocess: data.Preprocess, side: int) -> Learner:
     return learners.gradient(task, optax.adamw(rate, weight_decay=config.weight_decay, mask=learners.decays))
 
 
-def main(config: Config) -> images.Outcome:
+def main(config: Config) -> running.Outcome:
     """Trains a U-Net as the configuration says; the test slices decide nothing."""
-    start = time.perf_counter()
     dataset = data.load(config.dataset)
     preprocess = data.fit_preprocess(dataset.train["inputs"], size=None)
     learnt = dict(dataset.train)
     if config.weighted:
         learnt["weights"] = data.border_weights(learnt["labels"])
-    where = config.execution
-    folder = Path(where.run) if where.run else cli.new_folder("unet_isbi", config)
-    run = train.Run(
-        folder,
-        config=cli.settings("unet_isbi", config),
-        data=dataset.fingerprint,
+    shard = jax.process_index(), jax.process_count()
+    outcome = running.run(
+        "unet_isbi",
+        config,
+        running.folder_of("unet_isbi", config),
+        recipe(config, preprocess, dataset.train["inputs"].shape[1]),
+        data.shuffled(learnt, config.batch_size, seed=config.seed, shard=shard),
+        {"test": data.in_order(dataset.test, max(2, jax.device_count()), shard=shard)},
+        steps=config.steps,
+        evaluate_every=config.evaluate_every or math.ceil(config.steps / 5),
+        fingerprint=dataset.fingerprint,
+        about=f"{len(dataset.train['labels'])} slices to learn from, {len(dataset.test['labels'])} to test",
         extra={"preprocess": preprocess.to_json(), "class_names": dataset.class_names},
     )
-    shard = jax.process_index(), jax.process_count()
-    is_told = not where.quiet and shard[0] == 0
-    with contextlib.ExitStack() as stack:
-        loggers = [stack.enter_context(train.ProgressBar(config.steps))] if is_told else []
-        fitted = train.fit(
-            recipe(config, preprocess, dataset.train["inputs"].shape[1]),
-            data.shuffled(learnt, config.batch_size, seed=config.seed, shard=shard),
-            config.steps,
-            key=config.seed,
-            evaluation={"test": data.in_order(dataset.test, max(2, jax.device_count()), shard=shard)},
-            evaluate_every=config.evaluate_every or math.ceil(config.steps / 5),
-            run=run,
-            loggers=loggers,
-            mesh=where.mesh or None,
-            mode=where.mode,
-            profile=cli.profile(where, folder),
-        )
-    outcome = images.Outcome(
-        fitted, fitted.history.last("test"), dataset, folder, time.perf_counter() - start
-    )
-    if is_told:
-        print(report(outcome))
+    if shard[0] == 0 and not config.execution.quiet:
+        print(running.report(described(outcome.test, dataset.class_names), outcome, "unet_isbi"))
     return outcome
 
 
-def report(outcome: images.Outcome) -> str:
-    """What is printed at the end."""
-    overlap = dict(zip(outcome.dataset.class_names, outcome.test["iou"], strict=True))
-    each = ", ".join(f"{name} {value:.3f}" for name, value in overlap.items())
-    return (
-        f"\npixel error {1 - outcome.test['accuracy']:.4f}, intersection over union {each}, "
-        f"after {outcome.fitted.step} steps in {outcome.seconds:.0f} s; run folder {outcome.folder}"
-    )
+def described(test: Mapping[str, Any], class_names: Sequence[str]) -> str:
+    """The figures in words."""
+    overlap = zip(class_names, test["iou"], strict=True)
+    each = ", ".join(f"{name} {value:.3f}" for name, value in overlap)
+    return f"pixel error {1 - test['accuracy']:.4f}, intersection over union {each}"
 
 
 if __name__ == "__main__":

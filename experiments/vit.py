@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from experiments import cli, images
+from experiments import cli, images, running
 from jdl import models
 
 PUBLISHED = "93.58 % test accuracy of ViT on CIFAR-10, 100 passes (Lee et al. 2021, table 2; recalled)"
@@ -80,7 +80,7 @@ def model(config: Config) -> models.ViT:
     )
 
 
-def main(config: Config) -> images.Outcome:
+def main(config: Config) -> running.Outcome:
     """Trains a Vision Transformer as the configuration says."""
     return images.classify("vit", model(config), config)
 

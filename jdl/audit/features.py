@@ -211,7 +211,7 @@ def invert(
         The images, and the relative error of each.
 
     Raises:
-        ValueError: if there is no such layer, or the target is not of its shape.
+        ValueError: if there is no such layer, the target is not of its shape, or there are no steps.
 
     Example:
         >>> from jdl.models import TwoConv
@@ -229,6 +229,8 @@ def invert(
     target = jnp.asarray(target, jnp.float32)
     start = 0.1 * jax.random.normal(key, (len(target), *_image_shape(shape)))
     seen = jax.eval_shape(lambda x: layer_activation(module, variables, x, layer), start).shape
+    if steps < 1:
+        raise ValueError(f"steps, of Adam, must be at least 1; got {steps}")
     if seen != target.shape:
         raise ValueError(
             f"target has shape {target.shape}, but layer {layer!r} makes {seen} of images {start.shape}"

@@ -272,8 +272,8 @@ def image_folder(
         raise ValueError("random crops need a seed")
     if on_error not in _ON_ERROR:
         raise ValueError(f"on_error must be one of {_ON_ERROR}, got {on_error!r}")
-    if size < 1:
-        raise ValueError(f"size must be at least 1 pixel, got {size}")
+    if not isinstance(size, int | np.integer) or size < 1:
+        raise ValueError(f"size must be a whole number of pixels, at least 1; got {size!r}")
     if resize is None:
         resize = round(size / 0.875)
     if resize < size:

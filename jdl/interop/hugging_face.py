@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,18 @@ import numpy as np
 from jdl.interop.families import FAMILIES, family_of
 from jdl.interop.family import Family
 from jdl.interop.tensors import read_tensors, write_tensors
-from jdl.interop.weights import export_weights, load_weights
+from jdl.interop.weights import adapt_channels, export_weights, load_weights, resize_positions
 from jdl.nn.stack import stack_layers, unstack_layers
 
 FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
 """What is fetched from the Hub; PyTorch's files too where there are no others."""
+
+
+# What may be other than the folder says: which parameters that changes, and how they are made to fit.
+_ADAPTED: dict[str, tuple[str, Callable[[np.ndarray, tuple[int, ...]], Any]]] = {
+    "image_size": ("positions", resize_positions),
+    "num_channels": ("stem/*kernel", adapt_channels),
+}
 
 
 def hugging_face_folder(source: str | os.PathLike[str], *, revision: str | None = None) -> Path:
@@ -85,7 +92,9 @@ def from_hugging_face(
             are published in. float32 when None, whatever the files hold.
         **options: attributes of the module or its block, instead of what the folder says:
             ``dtype=jnp.bfloat16``, ``scan=True``, ``chunk=1024``, ``dropout=0.0``; ``head=2, pool="mean"``
-            with a key for a new classifier of sequences.
+            with a key for a new classifier of sequences. Of images also ``num_channels=1``, for which the
+            first convolution is adapted (`adapt_channels`), and of a ViT ``image_size=384``, for which the
+            positions are (`resize_positions`); other networks take images of any size as they are.
 
     Returns:
         The module, and its variables: NumPy arrays, for `jax.device_put`.
@@ -117,14 +126,16 @@ def from_hugging_face(
     try:
         config = json.loads(path.read_text("utf-8"))
         family = _family(config)
+        sizes = {name: options.pop(name) for name in _ADAPTED if name in options and name in family.fields}
         module = family.build(config, options)
-        example = family.example(family.read(config))
+        example = family.example(family.read({**config, **sizes}))
+        adapt = dict(_ADAPTED[name] for name in sizes)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     try:
         tensors = _named(read_tensors(folder), family)
         module, tensors = _untied(module, tensors, family, options)
-        return module, _loaded(module, tensors, family, example, key, param_dtype)
+        return module, _loaded(module, tensors, family, example, key, param_dtype, adapt)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
 
@@ -254,6 +265,7 @@ def _loaded(
     example: Any,
     key: jax.Array | None,
     param_dtype: Any,
+    adapt: Mapping[str, Callable[[np.ndarray, tuple[int, ...]], Any]],
 ) -> Any:
     """The module's variables."""
     is_scanned = getattr(module, "scan", False)
@@ -279,7 +291,12 @@ def _loaded(
         variables["params"] = params | jax.device_get(draw(key))
     try:
         loaded = load_weights(
-            variables, tensors, rules, fresh=missing if key is not None else (), ignore=family.unused
+            variables,
+            tensors,
+            rules,
+            fresh=missing if key is not None else (),
+            ignore=family.unused,
+            adapt=adapt,
         )
     except ValueError as error:
         if not missing or key is not None:

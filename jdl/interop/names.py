@@ -36,6 +36,7 @@ from jdl.interop.names_efficient import SHUFFLENET_TORCHVISION as SHUFFLENET_TOR
 from jdl.interop.names_efficient import VIT_HUGGING_FACE as VIT_HUGGING_FACE
 from jdl.interop.names_efficient import VIT_TIMM as VIT_TIMM
 from jdl.interop.names_efficient import VIT_TORCHVISION as VIT_TORCHVISION
+from jdl.interop.names_efficient import VIT_TORCHVISION_FILE as VIT_TORCHVISION_FILE
 from jdl.interop.names_efficient import efficientnet_hugging_face as efficientnet_hugging_face
 from jdl.interop.names_efficient import efficientnet_lite_pytorch as efficientnet_lite_pytorch
 from jdl.interop.names_language import BERT_HUGGING_FACE as BERT_HUGGING_FACE

@@ -410,29 +410,37 @@ VIT_TIMM: Rules = [
 
 _VIT_LAYER = "encoder.layers.encoder_layer_{b-1}"
 
-VIT_TORCHVISION: Rules = [
-    ("token", "class_token"),
-    ("positions", "encoder.pos_embedding"),
-    ("stem", "conv_proj"),
-    ("encoder/block{b}/norm1", f"{_VIT_LAYER}.ln_1"),
-    *[
-        (
-            f"encoder/block{{b}}/attention/{name}/{leaf}",
-            f"{_VIT_LAYER}.self_attention.in_proj_{theirs}",
-            "kernel" if leaf == "kernel" else "same",
-            f"{i}/3",
-        )
-        for i, name in enumerate(("query", "key", "value"))
-        for leaf, theirs in (("kernel", "weight"), ("bias", "bias"))
-    ],
-    ("encoder/block{b}/attention/out", f"{_VIT_LAYER}.self_attention.out_proj"),
-    ("encoder/block{b}/norm2", f"{_VIT_LAYER}.ln_2"),
-    ("encoder/block{b}/expand", f"{_VIT_LAYER}.mlp.0"),
-    ("encoder/block{b}/project", f"{_VIT_LAYER}.mlp.3"),
-    ("norm", "encoder.ln"),
-    ("head", "heads.head"),
-]
-"""`jdl.models.vit` from torchvision."""
+
+def _vit_torchvision(expand: str, project: str) -> Rules:
+    return [
+        ("token", "class_token"),
+        ("positions", "encoder.pos_embedding"),
+        ("stem", "conv_proj"),
+        ("encoder/block{b}/norm1", f"{_VIT_LAYER}.ln_1"),
+        *[
+            (
+                f"encoder/block{{b}}/attention/{name}/{leaf}",
+                f"{_VIT_LAYER}.self_attention.in_proj_{theirs}",
+                "kernel" if leaf == "kernel" else "same",
+                f"{i}/3",
+            )
+            for i, name in enumerate(("query", "key", "value"))
+            for leaf, theirs in (("kernel", "weight"), ("bias", "bias"))
+        ],
+        ("encoder/block{b}/attention/out", f"{_VIT_LAYER}.self_attention.out_proj"),
+        ("encoder/block{b}/norm2", f"{_VIT_LAYER}.ln_2"),
+        ("encoder/block{b}/expand", f"{_VIT_LAYER}.mlp.{expand}"),
+        ("encoder/block{b}/project", f"{_VIT_LAYER}.mlp.{project}"),
+        ("norm", "encoder.ln"),
+        ("head", "heads.head"),
+    ]
+
+
+VIT_TORCHVISION = _vit_torchvision("0", "3")
+"""`jdl.models.vit` from the ``state_dict`` of torchvision's models."""
+
+VIT_TORCHVISION_FILE = _vit_torchvision("linear_1", "linear_2")
+"""`jdl.models.vit` from the files that torchvision downloads, and renames when it loads them."""
 
 _MIXER_BLOCK = "blocks.{b-1}"
 

@@ -203,10 +203,14 @@ def _read_pytorch(path: Path, entry: str | None) -> dict[str, np.ndarray]:
     if others:
         raise ValueError(f"{path} holds entries that are no tensors: {others[:5]}")
 
-    def array(tensor: Any) -> np.ndarray:
+    def array(name: str, tensor: Any) -> np.ndarray:
         tensor = tensor.detach()
-        if tensor.dtype == torch.bfloat16:  # whose bits NumPy cannot take as such
-            return tensor.contiguous().view(torch.int16).numpy().view(jnp.bfloat16)
-        return tensor.numpy()
+        try:
+            if tensor.dtype == torch.bfloat16:  # whose bits NumPy cannot take as such
+                return tensor.contiguous().view(torch.int16).numpy().view(jnp.bfloat16)
+            return tensor.numpy()
+        except (TypeError, RuntimeError, NotImplementedError) as error:
+            kind = f"{tensor.dtype}, {tensor.layout}"
+            raise ValueError(f"{path}: {name!r} is {kind}, which is not supported: {error}") from error
 
-    return {name: array(tensor) for name, tensor in loaded.items()}
+    return {name: array(name, tensor) for name, tensor in loaded.items()}

@@ -6,9 +6,10 @@ offset where one side counts from another number::
     [("stem/conv", "conv1"), ("stage{s}/block{b}/conv{i}/conv", "layer{s}.{b-1}.conv{i}"), ("head", "fc")]
 
 A rule names a layer, whose parameters have the names and layouts that PyTorch gives them, or one parameter.
-A third entry names another layout (`LAYOUTS`). Where several of ours lie in one of theirs, a fourth says
-which part ours is: the queries of ``("query", "attn.qkv", "kernel", "0/3")`` are the first third of the
-outputs.
+A third entry names another layout (`LAYOUTS`). A layer of ours that reads a flattened map of H x W pixels
+in the order H, W, C, where theirs reads it as C, H, W, has ``"flat HxW"``: ``("Dense_0", "7", "flat 5x5")``.
+Where several of ours lie in one of theirs, a fourth says which part ours is: the queries of ``("query",
+"attn.qkv", "kernel", "0/3")`` are the first third of the outputs.
 """
 
 from __future__ import annotations
@@ -83,6 +84,18 @@ LAYOUTS = {
 }
 
 
+def _layout(name: str) -> Layout:
+    if found := re.fullmatch(r"flat (\d+)x(\d+)", name):
+        H, W = map(int, found.groups())
+        return Layout(
+            lambda x: x.reshape(len(x), -1, H, W).transpose(2, 3, 1, 0).reshape(-1, len(x)),
+            lambda x: x.reshape(H, W, -1, x.shape[-1]).transpose(3, 2, 0, 1).reshape(x.shape[-1], -1),
+        )
+    if name not in LAYOUTS:
+        raise ValueError(f'a rule has the layout {name!r}; there are {", ".join(LAYOUTS)} and "flat HxW"')
+    return LAYOUTS[name]
+
+
 class _Match(NamedTuple):
     name: str
     layout: Layout
@@ -91,7 +104,8 @@ class _Match(NamedTuple):
 
     def read(self, theirs: np.ndarray) -> np.ndarray:
         """Ours, which may be a part of theirs."""
-        return self.layout.read(np.split(theirs, self.parts, self.layout.outputs)[self.part])
+        part = theirs if self.parts == 1 else np.split(theirs, self.parts, self.layout.outputs)[self.part]
+        return self.layout.read(part)
 
 
 def load_weights(
@@ -225,8 +239,9 @@ def export_weights(variables: Any, names: Names) -> dict[str, np.ndarray]:
         if len(parts) < match.parts:
             problems.missing.append(f'"{name}": {len(parts)} of its {match.parts} parts')
         else:
-            ordered = [np.atleast_1d(parts[part][0]) for part in range(match.parts)]
-            tensors[name] = np.ascontiguousarray(np.concatenate(ordered, match.layout.outputs))
+            ordered = [parts[part][0] for part in range(match.parts)]
+            whole = ordered[0] if match.parts == 1 else np.concatenate(ordered, match.layout.outputs)
+            tensors[name] = np.array(whole, order="C")
     problems.check()
     return tensors
 
@@ -234,17 +249,16 @@ def export_weights(variables: Any, names: Names) -> dict[str, np.ndarray]:
 def adapt_channels(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A first convolution's kernel [h, w, C, F] for another number of input channels.
 
-    The channels are repeated in turn and scaled by old over new, so that an image whose channels are all
-    alike gives what it gave; for one channel they are added up.
+    Of more channels, they are repeated in turn, and the copies share the weight; of fewer, they are added up
+    in turn. So an image whose channels are all alike gives what it gave.
 
     Example:
         >>> adapt_channels(np.ones((3, 3, 3, 8), np.float32), (3, 3, 1, 8))[0, 0, 0, 0]
         np.float32(3.0)
     """
     old, new = kernel.shape[-2], shape[-2]
-    if new == 1:
-        return kernel.sum(-2, keepdims=True)
-    return np.take(kernel, np.arange(new) % old, -2) * (old / new)
+    share = np.arange(new)[:, None] % old == np.arange(old)[None] % new
+    return np.einsum("no,...of->...nf", share / share.sum(0), kernel).astype(kernel.dtype)
 
 
 def resize_positions(
@@ -328,11 +342,11 @@ def _match(path: str, names: Names) -> _Match | None:
         pattern = _pattern(ours)
         part, parts = map(int, more[1].split("/")) if len(more) > 1 else (0, 1)
         if found := pattern.fullmatch(path):
-            return _Match(_filled(theirs, found), LAYOUTS[more[0] if more else "same"], part, parts)
+            return _Match(_filled(theirs, found), _layout(more[0] if more else "same"), part, parts)
         if found := pattern.fullmatch(layer):
             kind = (more[0] if more else "kernel") if leaf == "kernel" else "same"
             name = f"{_filled(theirs, found)}.{LEAVES.get(leaf, leaf)}"
-            return _Match(name, LAYOUTS[kind], part, parts)
+            return _Match(name, _layout(kind), part, parts)
     return None
 
 
@@ -371,4 +385,4 @@ def _fitted(
     if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array.astype(np.float32)).all():
         problems.unusable.append(f'{path} ("{match.name}" is not finite)')
         return leaf
-    return np.ascontiguousarray(array).astype(leaf.dtype)
+    return np.array(array, leaf.dtype, order="C")

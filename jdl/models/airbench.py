@@ -79,7 +79,8 @@ class AirBench(linen.Module):
         dtype: of the computation; parameters stay float32.
 
     Raises:
-        ValueError: if the input is not images [B, H, W, C] of at least 17x17 pixels.
+        ValueError: if the input is not images [B, H, W, C] of at least 17x17 pixels, or with G > 4 groups
+            2^G + 1.
 
     Example:
         >>> variables = jax.eval_shape(AirBench().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
@@ -97,7 +98,7 @@ class AirBench(linen.Module):
     @linen.compact
     def __call__(self, inputs: jax.Array, train: bool = False) -> jax.Array:
         """Images [B, H, W, C] to logits [B, num_classes]."""
-        require_images(inputs, "AirBench", smallest=17)
+        require_images(inputs, "AirBench", smallest=2 ** max(4, len(self.widths)) + 1)
         x = as_float(inputs, self.dtype)
         x = Conv(8 * x.shape[-1], (2, 2), padding="VALID", dtype=self.dtype, name="whiten")(x)
         x = jax.nn.gelu(x, approximate=False)

@@ -272,6 +272,10 @@ class ResNet(linen.Module):
                              "stochastic_depth")  # fmt: skip
         if self.zero_init and self.pre_activation:
             raise ValueError("zero_init is for blocks that end in a normalisation, not for pre-activation")
+        if self.groups != 1 and not self.inner:
+            raise ValueError(
+                f"groups are of a bottleneck's 3x3 convolution; basic blocks have none, got {self.groups}"
+            )
         if self.dropout and not self.pre_activation:
             raise ValueError("dropout is inside pre-activation blocks; other blocks have stochastic_depth")
 
@@ -361,7 +365,7 @@ def resnet_cifar(depth: int, num_classes: int = 10, **options: Any) -> ResNet:
     inner = (16, 32, 64) if bottleneck else None
     usual = "projection" if options.get("pre_activation") else "padding"
     options = {"stem": "cifar", "stem_width": 16, "shortcut": usual, **options}
-    return ResNet((blocks,) * 3, widths, inner, num_classes, **options)
+    return ResNet((int(blocks),) * 3, widths, inner, num_classes, **options)
 
 
 def wide_resnet(depth: int, widen: int, num_classes: int = 10, **options: Any) -> ResNet:

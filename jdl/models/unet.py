@@ -141,6 +141,8 @@ class UNet(linen.Module):
         require_images(inputs, "UNet")
         if self.padding not in ("same", "valid"):
             raise ValueError(f'UNet has the paddings "same" and "valid"; got {self.padding!r}')
+        if self.depth < 1:
+            raise ValueError(f"UNet halves images at least once; got depth {self.depth}")
         H, W = inputs.shape[1:3]
         if self.padding == "valid":
             for size in (H, W):

@@ -138,12 +138,18 @@ def build(
     # A key as host data belongs to no device, and so to every process's.
     key_data, implementation = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
 
-    def init(key_data: Any, batch: Any) -> PyTree:
-        return learner.init(jax.random.wrap_key_data(key_data, impl=implementation), batch)
+    def init() -> PyTree:
+        @functools.partial(jax.jit, out_shardings=shardings)
+        def once(key_data: Any, batch: Any) -> PyTree:
+            return learner.init(jax.random.wrap_key_data(key_data, impl=implementation), batch)
+
+        state = once(key_data, first)
+        once.clear_cache()  # type: ignore[attr-defined]  # a large program, not needed again
+        return state
 
     return Program(
         state=state,
-        init=lambda: jax.jit(init, out_shardings=shardings)(key_data, first),
+        init=init,
         advance=advance,
         zeros=zeros,
         evaluate=evaluate,

@@ -6,6 +6,7 @@ These are choices for a whole process, so one call at the top of a script makes 
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import os
 import platform
@@ -29,7 +30,7 @@ def prepare(*, compilation_cache: bool = True, devices: int | None = None) -> No
 
     - Compiled programs are kept on disk, so that the next process starts without compiling.
     - XLA:CPU frees its scratch memory after every step, and the C library would hand it back to the system,
-      to be cleared page by page in the next: it is told to keep it.
+      to be cleared page by page in the next: it is told to keep it, but for what a compilation leaves behind.
     - A program is computed by the thread that calls it, which waits for it. Otherwise it takes up one of
       XLA:CPU's threads (on two cores a GPT's step took a third longer, an LSTM's an eighth), and steps that
       are sent ahead hold their scratch memory meanwhile.
@@ -83,6 +84,20 @@ def _keep_memory() -> None:
     mallopt(m_arena_max, 1)
     mallopt(m_mmap_max, 0)
     mallopt(m_trim_threshold, 2**31 - 1)
+    _hand_back_after_compiling()
+
+
+@functools.cache  # listeners add up
+def _hand_back_after_compiling() -> None:
+    """Compiling, or loading a compiled program, needs memory in small pieces, which no step can use again."""
+    trim = ctypes.CDLL(None).malloc_trim
+
+    def listener(event: str, duration_secs: float, **_: str | int) -> None:
+        del duration_secs
+        if event == "/jax/core/compile/backend_compile_duration":
+            trim(0)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
 
 
 def _compute_in_caller() -> None:

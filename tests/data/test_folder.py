@@ -252,6 +252,8 @@ def test_classes(folder, tmp_path):
         ({"batch_size": 24, "seed": 0}, "larger than the data, 23 examples"),
         ({"seed": -1}, "seed must lie"),
         ({"size": 0}, "size"),
+        ({"size": 32.5}, "whole number of pixels, at least 1; got 32.5"),
+        ({"size": (32, 48)}, "whole number of pixels"),
         ({"size": 24, "resize": 20}, "resize must be at least size, 24 pixels; got 20"),
         ({"crop": "random"}, "random crops need a seed"),
         ({"crop": "middle"}, "crop must be one of"),

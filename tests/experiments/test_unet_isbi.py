@@ -87,6 +87,6 @@ def test_reports_errors_of_pixels_and_overlap_on_the_test_slices(monkeypatch, tm
     outcome = unet_isbi.main(dataclasses.replace(config, execution=where))
     assert np.shape(outcome.test["iou"]) == np.shape(outcome.test["dice"]) == (2,)
     assert 0 < outcome.test["accuracy"] < 1
-    text = unet_isbi.report(outcome)
+    text = unet_isbi.described(outcome.test, dataset.class_names)
     assert f"pixel error {1 - outcome.test['accuracy']:.4f}" in text
     assert f"membrane {outcome.test['iou'][0]:.3f}" in text

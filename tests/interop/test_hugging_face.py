@@ -237,6 +237,29 @@ def test_outputs_are_equal_both_ways(torch, transformers, published, tmp_path, n
     assert type(transformers.AutoConfig.from_pretrained(tmp_path)) is type(model.config)
 
 
+def test_images_of_another_size_and_other_channels(published):
+    module, variables = interop.from_hugging_face(published("vit")[1])
+    params = variables["params"]
+    grid, colours = params["positions"].shape[1], params["stem"]["kernel"].shape[2]
+    side = module.patch * round((grid - 1) ** 0.5)
+    again, adapted = interop.from_hugging_face(published("vit")[1], image_size=2 * side, num_channels=1)
+    shape = (1, 4 * (grid - 1) + 1, module.width)
+    np.testing.assert_array_equal(
+        adapted["params"]["positions"], interop.resize_positions(params["positions"], shape)
+    )
+    grey = np.random.default_rng(0).normal(size=(2, side, side, 1)).astype(np.float32)
+    _, kept = interop.from_hugging_face(published("vit")[1], num_channels=1)
+    found = module.apply(kept, grey)
+    np.testing.assert_allclose(found, module.apply(variables, grey.repeat(colours, -1)), atol=1e-5)
+    assert again.apply(adapted, grey.repeat(2, 1).repeat(2, 2)).shape == found.shape
+    _, adapted = interop.from_hugging_face(published("resnet")[1], num_channels=5)
+    assert adapted["params"]["stem"]["conv"]["kernel"].shape[2] == 5
+    with pytest.raises(ValueError, match="ResNet has no image_size"):
+        interop.from_hugging_face(published("resnet")[1], image_size=64)
+    with pytest.raises(ValueError, match='"image_size" is .64., and should be like 224'):
+        interop.from_hugging_face(published("vit")[1], image_size="64")
+
+
 def test_what_a_configuration_says_is_what_the_module_is(published):
     module, _ = interop.from_hugging_face(published("llama")[1])
     assert module.block.rotary.scaling == Llama3Scaling(8.0, 1.0, 4.0, 8)

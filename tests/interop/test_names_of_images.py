@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from jdl.interop import export_weights, load_weights, names
-from jdl.models import ConvNeXt, efficientnet, mobilenet_v2, mobilenet_v3
+from jdl.models import ConvNeXt, ViT, efficientnet, mobilenet_v2, mobilenet_v3
 from tests.models.parity import shapes
 
 CONVNEXT = ConvNeXt((1, 2, 1, 1), (8, 16, 24, 32), num_classes=7)
+VIT = ViT(8, 16, 2, 2, 32, num_classes=5)
 
 # Of timm 1.0.31, torchvision 0.29.1 and facebookresearch/ConvNeXt at 06f7b05: a network, the SHA-256 of the
 # sorted lines "name shape" of its state_dict without counters, and some of them.
@@ -38,6 +39,18 @@ PUBLISHED = {
         names.CONVNEXT_TORCHVISION,
         "ab5511caac321604b67c449f7b831fd92a5a9e6180a3115c8942603c64fad7b9",
         {"features.3.1.layer_scale": (16, 1, 1), "features.2.1.weight": (16, 8, 2, 2)},
+    ),
+    "ViT of timm": (
+        VIT,
+        names.VIT_TIMM,
+        "d0a70bf18df620eace48837bbdc65ea187b217109fc8590a87760a389b4ea5b1",
+        {"blocks.1.attn.qkv.weight": (48, 16), "patch_embed.proj.weight": (16, 3, 8, 8)},
+    ),
+    "ViT of torchvision": (
+        VIT,
+        names.VIT_TORCHVISION,
+        "4ed79f63117f6120894a427559d78ec48576976533befd965a95d2b14ad56df8",
+        {"encoder.layers.encoder_layer_1.mlp.3.weight": (16, 32), "class_token": (1, 1, 16)},
     ),
     "tf_efficientnet_b1": (
         efficientnet("b1"),

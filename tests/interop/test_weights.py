@@ -1,5 +1,6 @@
 """Tensors are read from every format, mapped by name, and what does not fit is named."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from jdl.interop import (
     write_tensors,
 )
 from jdl.interop.weights import LAYOUTS
+from jdl.models import LeNet5
 
 NAMES = [
     ("stem/conv", "conv1"),
@@ -182,8 +184,37 @@ def test_grey_images_give_what_they_gave_in_colour():
     for channels in (1, 2, 4, 6):
         adapted = adapt_channels(kernel, (3, 3, channels, 4))
         assert adapted.shape == (3, 3, channels, 4)
-        if channels in (1, 6):
-            np.testing.assert_allclose(np.einsum("hw,hwcf->f", grey, adapted), expected)
+        np.testing.assert_allclose(np.einsum("hw,hwcf->f", grey, adapted), expected)
+
+
+@pytest.mark.parity
+def test_a_dense_layer_of_a_flattened_map_reads_pytorchs(torch):
+    nn = torch.nn
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
+             nn.Flatten(), nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(),
+             nn.Linear(84, 10)]  # fmt: skip
+    twin, x = nn.Sequential(*parts), torch.randn(2, 1, 32, 32)
+    rules = [("Conv_0", "0"), ("Conv_1", "3"), ("Dense_0", "7", "flat 5x5"), ("Dense_1", "9"),
+             ("Dense_2", "11")]  # fmt: skip
+    model, inputs = LeNet5(), x.numpy().transpose(0, 2, 3, 1)
+    tensors = {name: tensor.numpy() for name, tensor in twin.state_dict().items()}
+    loaded = load_weights(jax.eval_shape(model.init, jax.random.key(0), inputs), tensors, rules)
+    np.testing.assert_allclose(model.apply(loaded, inputs), twin(x).detach(), atol=1e-6)
+    back = export_weights(loaded, rules)
+    assert back.keys() == tensors.keys()
+    assert all(np.array_equal(back[name], tensor) for name, tensor in tensors.items())
+    with pytest.raises(ValueError, match=r"Dense_0/kernel \(400, 120\) \(\"7.weight\" \(120, 400\)\)"):
+        load_weights(loaded, tensors, [*rules[:2], ("Dense_0", "7", "flat 5x6"), *rules[3:]])
+    with pytest.raises(ValueError, match="has the layout 'rows'; there are kernel, .*\"flat HxW\""):
+        load_weights(loaded, tensors, [("Conv_0", "0", "rows")])
+
+
+def test_a_parameter_of_no_axes_stays_one():
+    alpha = {"params": {"scale": {"alpha": np.float32(3)}}}
+    tensors = export_weights(alpha, [("scale", "scale")])
+    assert tensors["scale.alpha"].shape == ()
+    assert load_weights(alpha, tensors, [("scale", "scale")]) == alpha
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -301,6 +332,16 @@ def test_types_of_safetensors_are_read_or_named(torch, tmp_path):
     safetensors.save_file({"w": torch.ones(2), "v": torch.ones(2).to(torch.float8_e4m3fn)}, path)
     with pytest.raises(ValueError, match="1 tensors of types that are not read, for example 'v' of F8_E4M3"):
         read_tensors(path)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", ["float8", "sparse"])
+def test_a_tensor_of_pytorch_that_numpy_does_not_have_is_named(torch, tmp_path, kind):
+    ones = torch.ones(2)
+    odd = ones.to(torch.float8_e4m3fn) if kind == "float8" else ones.to_sparse()
+    torch.save({"w": ones, "v": odd}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=f"a.pth: 'v' is .*{kind}.*, which is not supported"):
+        read_tensors(tmp_path / "a.pth")
 
 
 def test_what_is_no_file_of_tensors(tmp_path):

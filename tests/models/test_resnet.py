@@ -100,6 +100,7 @@ def test_features_are_those_of_the_stages():
         (lambda: shapes(resnet_cifar(20, shortcut="none", stochastic_depth=0.1), 32), "plain network"),
         (lambda: shapes(resnet_cifar(20, dropout=0.1), 32), "inside pre-activation blocks"),
         (lambda: shapes(ResNet((1, 1), (8,)), 32), "as many widths as depths"),
+        (lambda: shapes(resnet_cifar(20, groups=8), 32), "basic blocks have none, got 8"),
         (lambda: resnet(18).init(jax.random.key(0), np.zeros((1, 3, 224, 224))), "looks like channels first"),
     ],
 )

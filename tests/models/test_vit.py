@@ -8,6 +8,7 @@ import pytest
 from jdl import interop
 from jdl.interop import load_weights, names, read_tensors, resize_positions
 from jdl.models import ViT, vit
+from jdl.models.vit import EncoderBlock
 from tests.models.parity import compare, shapes, size_of
 
 
@@ -82,14 +83,6 @@ def test_other_image_sizes_by_resized_positions(torch, tmp_path):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=0.02 * np.abs(expected).max())
 
 
-def test_published_positions_fit_larger_images():
-    model = vit("tiny")
-    small, large = (shapes(model, size)["params"]["positions"].shape for size in (224, 256))
-    assert (small, large) == ((1, 197, 192), (1, 257, 192))
-    resized = resize_positions(np.ones(small, np.float32), large)
-    np.testing.assert_allclose(resized, np.ones(large), atol=1e-6)
-
-
 def test_mean_pooling_has_no_class_token():
     model = ViT(8, 16, 1, 2, 32, num_classes=5, pool="mean")
     params = shapes(model, 32)["params"]
@@ -153,16 +146,50 @@ def test_says_what_to_do_with_images_of_another_size():
         jax.eval_shape(SMALL.apply, variables, jnp.zeros((1, 64, 64, 3)))
 
 
-@pytest.mark.parametrize("rules", ["VIT_TIMM", "VIT_TORCHVISION"])
-def test_fused_projections_round_trip(rules):
-    model, images = ViT(4, 8, 2, 2, 16, num_classes=4), np.zeros((1, 8, 8, 3), np.float32)
-    variables = model.init(jax.random.key(0), images)
+# Of what holds one map of queries, keys and values: a block's names there, and in PyTorch's encoder layer.
+FUSED = {
+    "VIT_TIMM": {
+        "blocks.0.attn.qkv.": "self_attn.in_proj_",
+        "blocks.0.attn.proj": "self_attn.out_proj",
+        "blocks.0.mlp.fc": "linear",
+        "blocks.0.": "",
+    },
+    "VIT_TORCHVISION": {
+        "encoder.layers.encoder_layer_0.self_attention": "self_attn",
+        "encoder.layers.encoder_layer_0.ln_": "norm",
+        "encoder.layers.encoder_layer_0.mlp.0": "linear1",
+        "encoder.layers.encoder_layer_0.mlp.3": "linear2",
+    },
+    "VIT_TORCHVISION_FILE": {
+        "encoder.layers.encoder_layer_0.self_attention": "self_attn",
+        "encoder.layers.encoder_layer_0.ln_": "norm",
+        "encoder.layers.encoder_layer_0.mlp.linear_": "linear",
+    },
+}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("rules", FUSED)
+def test_a_block_of_fused_projections_equals_pytorchs(torch, rules):
+    model, x = ViT(4, 8, 2, 2, 16, num_classes=4), jax.random.normal(jax.random.key(1), (2, 5, 8))
+    rng = np.random.default_rng(0)
+    form = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    variables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), form)
     tensors = interop.export_weights(variables, getattr(names, rules))
-    fused = [x.shape for name, x in tensors.items() if "qkv.weight" in name or "in_proj_weight" in name]
-    assert fused == [(24, 8), (24, 8)]
-    back = interop.load_weights(
-        jax.eval_shape(model.init, jax.random.key(0), images), tensors, getattr(names, rules)
+    state = {}
+    for name, tensor in tensors.items():
+        old, new = next(((old, new) for old, new in FUSED[rules].items() if name.startswith(old)), ("", None))
+        if new is not None:
+            state[new + name.removeprefix(old)] = torch.tensor(tensor)
+    layer = torch.nn.TransformerEncoderLayer(
+        8, 2, 16, 0.0, "gelu", layer_norm_eps=1e-6, batch_first=True, norm_first=True
     )
+    layer.load_state_dict(state)
+    expected = layer(torch.tensor(np.asarray(x))).detach().numpy()
+    found = EncoderBlock(2, 16).apply({"params": variables["params"]["encoder"]["block1"]}, x)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+    back = interop.load_weights(form, tensors, getattr(names, rules))
     jax.tree.map(np.testing.assert_array_equal, back, variables)
 
 

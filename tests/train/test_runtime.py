@@ -1,6 +1,7 @@
 """What `prepare` does to a process, and that it can be undone."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -80,6 +81,31 @@ def test_a_cpu_counts_as_several_devices():
         [sys.executable, "-c", DEVICES], env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.stdout.splitlines() == ["2", "RuntimeError"], done.stderr
+
+
+MEMORY = """
+import re, jax
+from jdl import train
+train.prepare(compilation_cache=False)
+resident = lambda: int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read()).group(1)) >> 10
+jax.numpy.zeros(3).block_until_ready()
+used, last = bytearray(b"x") * 2**28, bytearray(2**20)
+del used
+freed = resident()
+jax.jit(lambda x: x + 1)(1).block_until_ready()
+print(freed - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_is_kept_until_something_is_compiled():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JDL")}
+    environment |= {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert 200 < int(done.stdout) < 256 + 50
 
 
 def test_plain_undoes_it(tmp_path):
