@@ -525,8 +525,8 @@ def measure(name: str, seed: int, folder: Path) -> dict[str, Any]:
         return {
             "figure": recipe.figure(outcome),
             "told": recipe.told(outcome),
-            "seconds": meter.seconds,
             # Of a run that was stopped and gone on with, only the last part was measured.
+            "seconds": meter.seconds if is_whole else None,
             "energy_wh": meter.energy_wh if is_whole else None,
             "energy_how": meter.how if is_whole else "not known: the run was stopped and gone on with",
         }
@@ -544,7 +544,7 @@ def result(
     experiment = recipe.main.__module__
     settings = to_json(cli.settings(experiment.removeprefix("experiments."), recipe.config))
     del settings["seed"]
-    energies = [each["energy_wh"] for each in found]
+    seconds, energies = ([each[name] for each in found] for name in ("seconds", "energy_wh"))
     told = {seed: one["told"] for seed, one in zip(seeds, found, strict=True) if one.get("told")}
     notes = [recipe.note, *(f"Seed {seed}: {words}." for seed, words in told.items())]
     notes += ["The machine ran other work too: times are upper bounds."] if busy else []
@@ -563,7 +563,7 @@ def result(
         fingerprint=recipe.load(recipe.config.dataset).fingerprint,
         config=settings,
         command=f"python -m {experiment} {' '.join(cli.flags(recipe.config))}".strip(),
-        seconds=tuple(each["seconds"] for each in found),
+        seconds=None if None in seconds else tuple(seconds),
         energy_wh=None if None in energies else tuple(energies),
         energy_how=found[0]["energy_how"],
         device=ledger.device_description(),

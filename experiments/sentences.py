@@ -100,7 +100,7 @@ def words(config: Config, texts: Sequence[str], learnt: np.ndarray) -> Words:
     """The sentences' words, of which the training sentences ``learnt`` have all that there are tokens for."""
     if config.model == "minilm":
         tokenizer = data.load_tokenizer(minilm_folder(config) / "tokenizer.json")
-        return Words(tokenizer.encode_batch(list(texts), specials=True), tokenizer.vocab_size)
+        return Words(tokenizer.encode_batch(list(texts), specials="around"), tokenizer.vocab_size)
     # Questions keep their capitals, as in the paper.
     tokenizer = data.word_tokenizer([texts[i] for i in learnt], lower=config.dataset != "trec")
     return Words(tokenizer.encode_batch(list(texts)), tokenizer.vocab_size)

@@ -10,8 +10,8 @@ and what is evaluated is the exponential moving average of the weights over abou
     python -m experiments.wikitext short
 
 is one for a CPU: a smaller network, Adam, one pass. `experiments.torch_wikitext` trains the very same in
-PyTorch. Perplexities are those of a state that is carried from the first word of a text to its last, in ten
-rows side by side; every word counts, ``<unk>`` and ``<eos>`` included, as published.
+PyTorch. Perplexities are those of a text cut into ten rows side by side, each with a state that is carried
+from its first word to its last; every word counts, ``<unk>`` and ``<eos>`` included, as published.
 
 Merity, Keskar and Socher, "Regularizing and optimizing LSTM language models", 2018, table 2.
 """

@@ -58,7 +58,7 @@ class Result:
         fingerprint: the data's fingerprint.
         config: the configuration that all seeds share, as JSON can hold it.
         command: the command that reproduces it.
-        seconds: wall-clock time of each seed.
+        seconds: wall-clock time of each seed, or None where it is not known of all.
         energy_wh: energy of each seed in watt hours, or None.
         energy_how: how the energy was measured or estimated, or why it was not.
         device: what `device_description` gives.
@@ -81,7 +81,7 @@ class Result:
     fingerprint: str
     config: Mapping[str, Any]
     command: str
-    seconds: tuple[float, ...]
+    seconds: tuple[float, ...] | None
     energy_wh: tuple[float, ...] | None
     energy_how: str
     device: Mapping[str, Any]

@@ -89,7 +89,8 @@ def _cost(result: Result) -> tuple[str, str]:
     if not result.values:
         return "", ""
     energy = "not known" if result.energy_wh is None else f"{figure(statistics.fmean(result.energy_wh))} Wh"
-    return duration(statistics.fmean(result.seconds)), energy
+    time = "not known" if result.seconds is None else duration(statistics.fmean(result.seconds))
+    return time, energy
 
 
 def _device(device: Mapping[str, Any], commit: str = "") -> str:

@@ -23,7 +23,16 @@ from typing import Any
 
 import numpy as np
 
-from jdl.data.tokenizer import Tokenizer, _checked_text, _numbered, _several, _utf, checked_ids
+from jdl.data.tokenizer import (
+    Specials,
+    Tokenizer,
+    _checked_text,
+    _numbered,
+    _several,
+    _utf,
+    checked_ids,
+    checked_specials,
+)
 
 PATTERNS = {
     "gpt2": r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""",
@@ -335,16 +344,16 @@ class _Functions:
     def size(self) -> int:
         return max(self.literal.get_vocab(with_added_tokens=True).values()) + 1
 
-    def encode(self, text: str, specials: bool = False) -> np.ndarray:
+    def encode(self, text: str, specials: Specials = False) -> np.ndarray:
         _utf(_checked_text(text), "utf-8")
-        tokenizer = self.special if specials else self.literal
-        return np.array(tokenizer.encode(text, add_special_tokens=specials).ids, np.int32)
+        tokenizer = self.special if checked_specials(specials) is True else self.literal
+        return np.array(tokenizer.encode(text, add_special_tokens=bool(specials)).ids, np.int32)
 
-    def encode_batch(self, texts: Sequence[str], specials: bool = False) -> list[np.ndarray]:
+    def encode_batch(self, texts: Sequence[str], specials: Specials = False) -> list[np.ndarray]:
         for text in _several(texts):
             _utf(_checked_text(text), "utf-8")
-        tokenizer = self.special if specials else self.literal
-        found = tokenizer.encode_batch(list(texts), add_special_tokens=specials)
+        tokenizer = self.special if checked_specials(specials) is True else self.literal
+        found = tokenizer.encode_batch(list(texts), add_special_tokens=bool(specials))
         return [np.array(encoding.ids, np.int32) for encoding in found]
 
     def decode(self, ids: Any, specials: bool = False) -> str:

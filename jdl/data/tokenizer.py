@@ -12,7 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -20,12 +20,17 @@ UNKNOWN = "<unk>"
 """The special token that stands for what a tokenizer of characters or words has not seen."""
 
 
+Specials = bool | Literal["around"]
+"""What of special tokens a text gets: none, all that it names besides those around it, or those around it."""
+
+
 class Tokenizer(NamedTuple):
     """What makes ids of text and text of ids.
 
     Attributes:
-        encode: ``text, specials=False -> int32 [n]``. With ``specials``, names of special tokens in the text
-            are these tokens, and a tokenizer that adds some of its own to a text (BERT's ``[CLS]``) does.
+        encode: ``text, specials=False -> int32 [n]``. With ``specials="around"`` a tokenizer that puts some
+            around a text (BERT's ``[CLS]``) does so; with ``specials=True``, besides, names of special tokens
+            in the text are these tokens.
         encode_batch: the same for a list of texts, on all cores where the tokenizer can.
         decode: ``ids, specials=False -> text``, without the special tokens unless these are asked for. Bytes
             that are no UTF-8 become U+FFFD.
@@ -299,11 +304,22 @@ def _tokenizer(
     )
 
 
+def checked_specials(specials: Any) -> Specials:
+    """What was asked of special tokens.
+
+    Raises:
+        ValueError: if it is none of False, True and "around".
+    """
+    if specials not in (False, True, "around"):
+        raise ValueError(f'specials is False, True or "around"; got {specials!r}')
+    return specials
+
+
 def _encode(
-    plain: Callable[[str], np.ndarray], names: Mapping[str, int], text: str, specials: bool = False
+    plain: Callable[[str], np.ndarray], names: Mapping[str, int], text: str, specials: Specials = False
 ) -> np.ndarray:
     _checked_text(text)
-    if not (specials and names):
+    if not (checked_specials(specials) is True and names):
         return plain(text)
     either = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
     parts = re.split(f"({either})", text)
@@ -312,7 +328,7 @@ def _encode(
 
 
 def _encode_batch(
-    encode: Callable[..., np.ndarray], texts: Sequence[str], specials: bool = False
+    encode: Callable[..., np.ndarray], texts: Sequence[str], specials: Specials = False
 ) -> list[np.ndarray]:
     return [encode(text, specials) for text in _several(texts)]
 

@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 
 from jdl.core import Array, Decoder, PyTree
 from jdl.generation.samplers import chain
-from jdl.generation.sequences import History, Sampler, Sequences, append, ends_with, pure
+from jdl.generation.sequences import History, Sampler, Sequences, append, ends_with, pure, whole
 from jdl.generation.session import LENGTH, NOTHING, check, last_tokens, read
 
 Penalty = Callable[[Array], Array]
@@ -147,10 +147,9 @@ def beam_search(
         Wu et al. 2016, section 7; Sutskever, Vinyals and Le, "Sequence to sequence learning with neural
         networks", 2014, section 3.2.
     """
-    if num_beams < 1 or not 1 <= num_results <= num_beams:
-        raise ValueError(
-            f"beam search needs 1 beam or more, and 1 to that many results; got {num_beams} and {num_results}"
-        )
+    num_beams, num_results = whole("num_beams", num_beams), whole("num_results", num_results)
+    if num_results > num_beams:
+        raise ValueError(f"{num_beams} beams give 1 to {num_beams} results; got {num_results}")
     request = check(decoder, prompts, 0, sampler, max_new_tokens, lengths, stop, capacity)
     found = _search(
         request.decoder,
@@ -164,7 +163,9 @@ def beam_search(
         num_beams=num_beams,
         capacity=request.capacity,
     )
-    return _beams(found, request.lengths_B, request.stop, pad, num_results, max_new_tokens)
+    return _beams(
+        found, request.lengths_B, request.stop, whole("pad", pad, -(2**31)), num_results, max_new_tokens
+    )
 
 
 def _largest(x_BN: Array, k: int) -> tuple[Array, Array]:

@@ -115,7 +115,7 @@ def warn_beyond_context(decoder: Decoder, needed: int) -> None:
         warnings.warn(
             f"the request needs {needed} positions; the {type(module).__name__} was trained on {context} and "
             "its rotary positions have no scaling (Rotary(scaling=...)): beyond them it may write nonsense",
-            stacklevel=2,
+            stacklevel=4,  # whoever asked to write
         )
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdl.core import Array, Decoder, PyTree
-from jdl.generation.sequences import Sampler, Sequences
+from jdl.generation.sequences import Sampler, Sequences, whole
 from jdl.generation.session import (
     LENGTH,
     NOTHING,
@@ -113,7 +113,7 @@ def generate(
     request = check(decoder, prompts, key, sampler, max_new_tokens, lengths, stop, capacity)
     state = begin(request.decoder, request.tokens_BS, request.lengths_B, request.capacity)
     _, rows = _advance(*_arguments(request), max_new_tokens, state)
-    return result(rows, request.stop, pad, max_new_tokens)
+    return result(rows, request.stop, whole("pad", pad, -(2**31)), max_new_tokens)
 
 
 def stream(

@@ -151,7 +151,9 @@ def check_number(name: str, value: Any, low: float, high: float) -> None:
     if isinstance(value, jax.core.Tracer):
         return
     if not low < value <= high or not math.isfinite(value):
-        wanted = {math.inf: "above 0" if low == 0 else "a finite number"}.get(high, f"in ({low}, {high}]")
+        wanted = {math.inf: "above 0 and finite" if low == 0 else "a finite number"}.get(
+            high, f"in ({low}, {high}]"
+        )
         raise ValueError(f"{name} must be {wanted}; got {value}")
 
 

@@ -103,7 +103,7 @@ def sequences(given: int | Sequence[int | Sequence[int]] | np.ndarray, what: str
     """
     if given is None:
         raise ValueError(f"{what} must be tokens or sequences of tokens, () for none; got None")
-    is_single = isinstance(given, int | np.integer) or (isinstance(given, np.ndarray) and given.ndim == 0)
+    is_single = isinstance(given, int | np.integer) or getattr(given, "ndim", 1) == 0
     listed: list[Any] = [given] if is_single else list(given)  # type: ignore[arg-type]
     rows = [np.atleast_1d(np.asarray(sequence)) for sequence in listed]
     for row in rows:

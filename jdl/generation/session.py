@@ -29,6 +29,9 @@ from jdl.generation.sequences import (
 
 RUNNING, LENGTH, NOTHING = -3, -1, -2
 CHUNK = 64
+"""Tokens of each row that are read at once."""
+AT_ONCE, WIDEST = 4096, 512
+"""Of long prompts, at most so many of all rows together, and of one."""
 
 
 class Request(NamedTuple):
@@ -153,18 +156,28 @@ def _fold_rows(key: Array, B: int) -> Array:
 def read(decoder: Decoder, tokens_BS: Array, lengths_B: Array, capacity: int) -> PyTree:
     """A cache that knows each row but for its last token, which the first step reads.
 
-    Chunks are read in a loop of as many turns as the longest row needs, so one program serves prompts of all
-    lengths; nobody looks at their logits, so XLA leaves the output layer out.
+    Chunks are read in loops of as many turns as the longest row needs, wide ones while they are full, so one
+    program serves prompts of all lengths; nobody looks at their logits, so XLA leaves the output layer out.
     """
+    B = len(tokens_BS)
     chunk = min(CHUNK, capacity)
     known_B = lengths_B - 1
 
-    def extend(i: Array, cache: PyTree) -> PyTree:
-        tokens_BT = jax.lax.dynamic_slice_in_dim(tokens_BS, i * chunk, chunk, 1)
-        return decoder.extend(cache, tokens_BT, jnp.clip(known_B - i * chunk, 0, chunk))[1]
+    def read_by(width: int, start: Any, stop: Any, cache: PyTree) -> PyTree:
+        def extend(i: Array, cache: PyTree) -> PyTree:
+            at = start + i * width
+            tokens_BT = jax.lax.dynamic_slice_in_dim(tokens_BS, at, width, 1)
+            return decoder.extend(cache, tokens_BT, jnp.clip(known_B - at, 0, width))[1]
 
-    cache = decoder.init_cache(len(tokens_BS), capacity)
-    return jax.lax.fori_loop(0, (known_B.max() + chunk - 1) // chunk, extend, cache)
+        return jax.lax.fori_loop(0, -(-(stop - start) // width), extend, cache)
+
+    cache, stop = decoder.init_cache(B, capacity), known_B.max()
+    start: Any = 0
+    wide = min(WIDEST, max(chunk, AT_ONCE // B // chunk * chunk))
+    if chunk < wide < capacity:
+        full = stop // wide * wide
+        cache, start = read_by(wide, start, full, cache), full
+    return read_by(chunk, start, stop, cache)
 
 
 @functools.partial(jax.jit, static_argnames="capacity")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jdl.core import Array, Decoder, PyTree
 from jdl.generation.generate import Generated, result
-from jdl.generation.sequences import History, Sampler, Sequences, append, pure
+from jdl.generation.sequences import History, Sampler, Sequences, append, pure, whole
 from jdl.generation.session import (
     NOTHING,
     RUNNING,
@@ -118,8 +118,7 @@ def speculative(
                 f"the {name} cannot forget what it has read (its rewind is None), as speculative decoding "
                 "asks of it; recurrent models cannot"
             )
-    if guesses < 1:
-        raise ValueError(f"guesses must be at least 1; got {guesses}")
+    guesses = whole("guesses", guesses)
     draft = ready(draft)
     request = check(target, prompts, key, sampler, max_new_tokens, lengths, stop, capacity, draft)
     sizes = [vocabulary(model, len(request.lengths_B)) for model in (request.decoder, draft)]
@@ -138,7 +137,9 @@ def speculative(
         # More would never be written, and might not fit into the cache.
         guesses=max(1, min(guesses, max_new_tokens - 1)),
     )
-    return Speculated(result(state.rows, request.stop, pad, max_new_tokens), *state.counts)
+    return Speculated(
+        result(state.rows, request.stop, whole("pad", pad, -(2**31)), max_new_tokens), *state.counts
+    )
 
 
 def accept(

@@ -63,6 +63,42 @@ def hugging_face_folder(source: str | os.PathLike[str], *, revision: str | None 
     return folder
 
 
+def end_tokens(source: str | os.PathLike[str], *, revision: str | None = None) -> tuple[int, ...]:
+    """The tokens with which a published model ends a text, for ``generate(..., stop=)``.
+
+    Args:
+        source: a folder, or a name on the Hub, as for `hugging_face_folder`.
+        revision: branch, tag or commit on the Hub.
+
+    Returns:
+        ``eos_token_id`` of ``generation_config.json``, or of ``config.json``; none where neither has it.
+
+    Raises:
+        ValueError: for what is no model's folder, or ids that are none.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "config.json").write_text('{"eos_token_id": [2, 7]}')
+        >>> end_tokens(folder)
+        (2, 7)
+    """
+    folder = hugging_face_folder(source, revision=revision)
+    for path in (folder / "generation_config.json", folder / "config.json"):
+        try:
+            found = json.loads(path.read_text("utf-8")).get("eos_token_id") if path.is_file() else None
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+        if found is not None:
+            ids = found if isinstance(found, list) else [found]
+            if not all(isinstance(i, int) and i >= 0 for i in ids):
+                raise ValueError(
+                    f'{path}: "eos_token_id" is {found!r}, and should be an id of a token, or several'
+                )
+            return tuple(ids)
+    return ()
+
+
 def from_hugging_face(
     source: str | os.PathLike[str],
     *,
@@ -80,16 +116,18 @@ def from_hugging_face(
     token, of masked tokens, of classes; or, of a model without a head, its last states, and of images pooled
     features. The tokenizer is `jdl.data.load_tokenizer(hugging_face_folder(source))`. Models were trained on
     texts with their special tokens ([CLS] and [SEP], Llama's <s>), and ``tokenizer.encode_batch(texts,
-    specials=True)`` puts them there; without them the numbers are other ones. Embeddings of sentences are the
-    outputs for such tokens with ``pool="mean"``, divided by their lengths. Dropout in training is what the
-    folder says, which for published MobileNets is most of what there is: give another before training those.
+    specials="around")`` puts them there; without them the numbers are other ones. Text ends where one of
+    `end_tokens` is written. Embeddings of sentences are the outputs for such tokens with ``pool="mean"``,
+    divided by their lengths. Dropout in training is what the folder says, which for published MobileNets is
+    most of what there is: give another before training those.
 
     Args:
         source: a folder, or a name on the Hub, as for `hugging_face_folder`.
         key: draws what the folder has no weights for: the layers of another head. None allows no such.
         revision: branch, tag or commit on the Hub.
         param_dtype: of the parameters: ``jnp.bfloat16`` takes half the memory, and is what most large models
-            are published in. float32 when None, whatever the files hold.
+            are published in. One of 16 bits is that of the computation and of a decoder's cache too, unless
+            ``dtype`` says another. float32 when None, whatever the files hold.
         **options: attributes of the module or its block, instead of what the folder says:
             ``dtype=jnp.bfloat16``, ``scan=True``, ``chunk=1024``, ``dropout=0.0``; ``head=2, pool="mean"``
             with a key for a new classifier of sequences. Of images also ``num_channels=1``, for which the
@@ -121,6 +159,8 @@ def from_hugging_face(
     param_dtype = jnp.dtype(param_dtype or jnp.float32)
     if not jnp.issubdtype(param_dtype, jnp.floating):
         raise ValueError(f"parameters are of a floating type, such as bfloat16; got {param_dtype}")
+    if param_dtype.itemsize < 4:
+        options = {"dtype": param_dtype, **options}
     folder = hugging_face_folder(source, revision=revision)
     path = folder / "config.json"
     try:

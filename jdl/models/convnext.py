@@ -14,12 +14,7 @@ from flax import linen
 from jdl.nn import Conv, Dense, StochasticDepth, as_float, global_mean
 from jdl.nn.activations import gelu
 from jdl.nn.blocks import depth_rates, require_images
-
-
-def _norm(dtype: Any, name: str) -> linen.LayerNorm:
-    # The fast variance is a difference of two large numbers where a channel's mean is large.
-    return linen.LayerNorm(1e-6, dtype, use_fast_variance=False, name=name)
-
+from jdl.nn.normalization import LayerNorm
 
 _truncated_normal = linen.initializers.truncated_normal(0.02)
 
@@ -55,7 +50,7 @@ class ConvNeXtBlock(linen.Module):
             dtype=self.dtype,
             name="conv",
         )(x_BHWC)
-        h = _norm(self.dtype, "norm")(h)
+        h = LayerNorm(dtype=self.dtype, name="norm")(h)
         h = Dense(4 * C, kernel_init=_truncated_normal, dtype=self.dtype, name="expand")(h)
         h = gelu(h, approximate=False)
         h = Dense(C, kernel_init=_truncated_normal, dtype=self.dtype, name="project")(h)
@@ -85,7 +80,7 @@ class ConvNeXtStage(linen.Module):
     def __call__(self, x_BHWC: jax.Array, train: bool = False) -> jax.Array:
         """[B, H, W, C] to [B, H / 2, W / 2, features], or to [B, H, W, features]."""
         if self.downsample:
-            x_BHWC = _norm(self.dtype, "norm")(x_BHWC)
+            x_BHWC = LayerNorm(dtype=self.dtype, name="norm")(x_BHWC)
             x_BHWC = Conv(
                 self.features,
                 (2, 2),
@@ -145,12 +140,12 @@ class ConvNeXt(linen.Module):
             dtype=self.dtype,
             name="stem",
         )(x)
-        x = _norm(self.dtype, "stem_norm")(x)
+        x = LayerNorm(dtype=self.dtype, name="stem_norm")(x)
         rates = iter(depth_rates(self.stochastic_depth, sum(self.depths)))
         for s, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             own = tuple(next(rates) for _ in range(depth))
             x = ConvNeXtStage(width, own, s > 0, self.layer_scale, self.dtype, name=f"stage{s + 1}")(x, train)
-        x = _norm(self.dtype, "norm")(global_mean(x))
+        x = LayerNorm(dtype=self.dtype, name="norm")(global_mean(x))
         if not self.num_classes:
             return x
         return Dense(self.num_classes, kernel_init=_truncated_normal, dtype=self.dtype, name="head")(x)

@@ -49,7 +49,7 @@ class DenseLayer(linen.Module):
     Attributes:
         growth: channels that are added.
         bottleneck: whether there is a 1x1 convolution.
-        dropout: share of the new channels' values dropped in training.
+        dropout: share of each convolution's values dropped in training.
         dtype: of the computation.
     """
 
@@ -83,7 +83,7 @@ class DenseNet(linen.Module):
         stem_width: channels of the stem.
         bottleneck: a 1x1 convolution in each layer, the paper's B.
         compression: share of the channels that a transition keeps; 0.5 is the paper's C.
-        dropout: share of each layer's new values dropped in training.
+        dropout: share of each convolution's values dropped in training.
         dtype: of the computation; parameters stay float32.
 
     Raises:

@@ -97,7 +97,8 @@ class EfficientNet(linen.Module):
         squeeze: channels inside squeeze-and-excitation over channels at a block's entry; 0 leaves it out.
         activation: everywhere.
         dropout: before the head.
-        stochastic_depth: probability of dropping the last block; it grows from 0 along the depth.
+        stochastic_depth: grows from 0 along the depth: of n blocks, block i = 0, 1, ... is dropped with
+            probability i / n of it, as in TensorFlow.
         padding: "SAME" as in TensorFlow, whose weights most publishers carried over; None pads equally on all
             sides, as torchvision does.
         momentum: share of the running statistics kept at each step.

@@ -85,6 +85,9 @@ class LeNet5(linen.Module):
     the partial connections of its table I, scaled tanh, and an output of Euclidean radial basis units
     with fixed codes, whose negative half squared distances serve as logits: the paper's 60,000 parameters.
 
+    The last map is flattened by rows, columns, channels; PyTorch's channels come first there, and the rule
+    ``("Dense_0", their name, "flat 5x5")`` of `jdl.interop.load_weights` reads its weights.
+
     Attributes:
         num_classes: number of outputs.
         layout: "modern" or "1998".

@@ -17,6 +17,7 @@ from flax import linen
 from jdl.models.vit import EncoderBlock
 from jdl.nn import Conv, Dense, Stage, as_float
 from jdl.nn.blocks import require_images
+from jdl.nn.normalization import LayerNorm
 
 
 class MaskedAutoencoder(linen.Module):
@@ -123,7 +124,7 @@ class MaskedAutoencoder(linen.Module):
         return self.param(name, linen.initializers.normal(0.02), (1, T, D))
 
     def _norm(self, name: str) -> linen.LayerNorm:
-        return linen.LayerNorm(self.epsilon, self.dtype, use_fast_variance=False, name=name)
+        return LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=name)
 
     def _blocks(self, depth: int, num_heads: int, D: int, name: str) -> Stage:
         block = functools.partial(

@@ -15,11 +15,8 @@ from flax import linen
 from jdl.nn import Conv, Dense, Stage, StochasticDepth, as_float
 from jdl.nn.activations import gelu
 from jdl.nn.blocks import depth_rates, require_images, require_patches, zero_head
+from jdl.nn.normalization import LayerNorm
 from jdl.nn.residual import residual
-
-
-def _norm(dtype: Any, name: str) -> linen.LayerNorm:
-    return linen.LayerNorm(1e-6, dtype, use_fast_variance=False, name=name)
 
 
 class MLPBlock(linen.Module):
@@ -66,11 +63,11 @@ class MixerBlock(linen.Module):
     @linen.compact
     def __call__(self, x_BTD: jax.Array, train: bool = False) -> jax.Array:
         """[B, T, D] to the same shape."""
-        h_BDT = _norm(self.dtype, "norm1")(x_BTD).swapaxes(1, 2)
+        h_BDT = LayerNorm(dtype=self.dtype, name="norm1")(x_BTD).swapaxes(1, 2)
         h_BTD = MLPBlock(self.token_hidden, self.dtype, name="tokens")(h_BDT).swapaxes(1, 2)
         x_BTD = residual(x_BTD, StochasticDepth(self.stochastic_depth)(h_BTD, train))
         h_BTD = MLPBlock(self.channel_hidden, self.dtype, name="channels")(
-            _norm(self.dtype, "norm2")(x_BTD)
+            LayerNorm(dtype=self.dtype, name="norm2")(x_BTD)
         )  # fmt: skip
         return residual(x_BTD, StochasticDepth(self.stochastic_depth)(h_BTD, train))
 
@@ -124,7 +121,7 @@ class Mixer(linen.Module):
             for rate in rates
         ]
         x_BTD = Stage(blocks, name="mixer")(x_BTD, train)
-        x = _norm(self.dtype, "norm")(x_BTD).mean(1)
+        x = LayerNorm(dtype=self.dtype, name="norm")(x_BTD).mean(1)
         return zero_head(self.num_classes, self.dtype)(x) if self.num_classes else x
 
     def _check_tokens(self, T: int) -> None:

@@ -75,7 +75,7 @@ def pooled(
     if how == "mean":
         if lengths is None:
             return y_BTH.mean(1)
-        count = jnp.maximum(lengths, 1).astype(jnp.float32)
+        count = jnp.clip(lengths, 1, T).astype(jnp.float32)
         return (y_BTH.astype(jnp.float32).sum(1) / count[:, None]).astype(y_BTH.dtype)
     if lengths is None:
         return y_BTH.max(1)

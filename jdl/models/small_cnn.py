@@ -22,6 +22,9 @@ class TwoConv(linen.Module):
     With 32 and 64 features on 28x28 images and without batch normalisation it is the network of 83,466
     parameters behind the row "2 Conv Layers net <100K parameters" of the Fashion-MNIST benchmark table.
 
+    The last map is flattened by rows, columns, channels; PyTorch's channels come first there, and the rule
+    ``("Dense_0", their name, "flat 7x7")`` of `jdl.interop.load_weights` reads its weights, of 28x28 images.
+
     Attributes:
         num_classes: number of outputs.
         features: of the two convolutions.

@@ -238,10 +238,15 @@ class Transformer(linen.Module):
             {"lengths": int32 [B], how many positions are in it, "blocks": keys and values of each block}.
 
         Raises:
-            ValueError: for a model that is not causal, or has fewer learned positions.
+            ValueError: for a model that is not causal, has no logits of tokens, or fewer learned positions.
         """
         if not self.causal or self.vocab_size is None:
             raise ValueError("only a causal model of tokens has a cache: BlockConfig(causal=True)")
+        if self.pool is not None or self.head not in ("tied", "untied", "masked"):
+            raise ValueError(
+                f"only a model that gives logits of the next token writes; this one has head={self.head!r}, "
+                f'pool={self.pool!r}, where "tied" or "untied" and None would do'
+            )
         if self.positions == "learned" and length > self.context:
             raise ValueError(f"the model has {self.context} learned positions; got a cache of {length}")
         return {

@@ -17,14 +17,10 @@ from jdl.nn import Conv, Dense, MultiHeadAttention, Stage, StochasticDepth, as_f
 from jdl.nn.activations import gelu
 from jdl.nn.blocks import depth_rates, require_images, require_patches, zero_head
 from jdl.nn.dropout import Dropout
+from jdl.nn.normalization import LayerNorm
 from jdl.nn.residual import residual
 
 _XAVIER = linen.initializers.xavier_uniform()
-
-
-def _norm(epsilon: float, dtype: Any, name: str) -> linen.LayerNorm:
-    # The fast variance is a difference of two large numbers where a token's mean is large.
-    return linen.LayerNorm(epsilon, dtype, use_fast_variance=False, name=name)
 
 
 class EncoderBlock(linen.Module):
@@ -60,7 +56,7 @@ class EncoderBlock(linen.Module):
         def drop(h: jax.Array) -> jax.Array:
             return Dropout(self.dropout, deterministic=not train)(h)
 
-        h_BTD = _norm(self.epsilon, self.dtype, "norm1")(x_BTD)
+        h_BTD = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm1")(x_BTD)
         attention = MultiHeadAttention(
             self.num_heads,
             dropout=self.attention_dropout,
@@ -70,7 +66,7 @@ class EncoderBlock(linen.Module):
         )
         h_BTD = drop(attention(h_BTD, train=train))
         x_BTD = residual(x_BTD, StochasticDepth(self.stochastic_depth)(h_BTD, train))
-        h_BTD = _norm(self.epsilon, self.dtype, "norm2")(x_BTD)
+        h_BTD = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm2")(x_BTD)
         h_BTF = Dense(self.hidden, kernel_init=_XAVIER, dtype=self.dtype, name="expand")(h_BTD)
         h_BTF = drop(gelu(h_BTF, approximate=False))
         h_BTD = drop(Dense(x_BTD.shape[-1], kernel_init=_XAVIER, dtype=self.dtype, name="project")(h_BTF))
@@ -158,7 +154,7 @@ class ViT(linen.Module):
             for rate in depth_rates(self.stochastic_depth, self.depth)
         ]
         x_BTD = Stage(blocks, name="encoder")(x_BTD, train)
-        x_BTD = _norm(self.epsilon, self.dtype, "norm")(x_BTD)
+        x_BTD = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x_BTD)
         x = x_BTD[:, 0] if self.pool == "token" else x_BTD.mean(1)
         return zero_head(self.num_classes, self.dtype)(x) if self.num_classes else x
 

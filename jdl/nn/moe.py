@@ -34,6 +34,9 @@ class Experts:
         balance: weight of the loss that spreads positions evenly.
         z: weight of the loss that keeps the router's logits small.
 
+    Raises:
+        ValueError: if a position has none or more than there are, or experts have no places.
+
     Example:
         >>> from jdl.models import gpt
         >>> experts = Experts(count=8, chosen=2, capacity=1.25)
@@ -49,6 +52,12 @@ class Experts:
     renormalize: bool = True
     balance: float = 0.01
     z: float = 0.001
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.chosen <= self.count:
+            raise ValueError(f"a position has between 1 and all {self.count} experts; got {self.chosen}")
+        if self.capacity is not None and not self.capacity > 0:
+            raise ValueError(f"capacity must be above 0, or None for places for all; got {self.capacity}")
 
 
 def route(logits_BTE: Array, chosen: int, renormalize: bool = True) -> tuple[Array, Array, Array]:
@@ -170,8 +179,6 @@ class MixtureOfExperts(linen.Module):
     def __call__(self, x_BTD: Array, train: bool = False, real_BT: Array | None = None) -> Array:
         """[B, T, D] to the same shape; ``real_BT`` says which positions the losses count."""
         (_, T, D), E, k = x_BTD.shape, self.experts.count, self.experts.chosen
-        if not 1 <= k <= E:
-            raise ValueError(f"a position has between 1 and all {E} experts; got {k}")
         kernels = {"expand": (E, D, self.hidden), "project": (E, self.hidden, D)}
         if self.gated:
             kernels["gate"] = (E, D, self.hidden)

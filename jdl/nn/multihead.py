@@ -168,6 +168,8 @@ class MultiHeadAttention(linen.Module):
             known = cache
         if layer is not None:
             known = KeyValues(*(jax.lax.dynamic_index_in_dim(x, layer, 1, keepdims=False) for x in known))
+        if cache is not None:  # which may be of another type, where that of the computation was left open
+            known = KeyValues(*(x.astype(q_BHTK.dtype) for x in known))
         y_BHTK = attention_by_head(
             q_BHTK,
             *known,

@@ -5,6 +5,7 @@ Axes: C channels; statistics are taken over all other axes, and over every devic
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -12,6 +13,9 @@ import jax.numpy as jnp
 from flax import linen
 
 from jdl import core
+
+LayerNorm = functools.partial(linen.LayerNorm, epsilon=1e-6, use_fast_variance=False)
+"""Linen's, by the exact variance: the fast one is a difference of two large numbers where a mean is large."""
 
 
 class BatchNorm(linen.Module):

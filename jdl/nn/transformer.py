@@ -21,6 +21,7 @@ from jdl.nn.dropout import Dropout
 from jdl.nn.linear import Dense
 from jdl.nn.moe import Experts, MixtureOfExperts
 from jdl.nn.multihead import PLAIN, KeyValues, Look, MultiHeadAttention
+from jdl.nn.normalization import LayerNorm
 from jdl.nn.positions import Alibi, Buckets, Rotary
 from jdl.nn.residual import residual
 
@@ -121,10 +122,7 @@ class BlockConfig:
         """A normalisation of the last axis."""
         if self.norm == "rms":
             return linen.RMSNorm(self.epsilon, dtype, name=name)
-        # The fast variance is a difference of two large numbers where a position's mean is large.
-        return linen.LayerNorm(
-            self.epsilon, dtype, use_bias=self.use_bias, use_fast_variance=False, name=name
-        )
+        return LayerNorm(epsilon=self.epsilon, dtype=dtype, use_bias=self.use_bias, name=name)
 
 
 class FeedForward(linen.Module):

@@ -86,7 +86,7 @@ def masked(
     task = of_tokens(module, 0.0, 0.0, chunk)
 
     def noise(keys: Array, batch: Batch) -> Batch:
-        tokens = jnp.asarray(decoded(batch["inputs"])["tokens"])
+        tokens = jnp.asarray(decoded(batch["inputs"])["tokens"], jnp.int32)  # a mask may not fit into bytes
         weights = position_weights(batch, tokens.shape)
         draws, others = jax.vmap(lambda key: _draws(key, tokens.shape[1], vocab_size))(keys)
         chosen, real = draws < rate, real_positions(batch["inputs"])
@@ -96,7 +96,7 @@ def masked(
             chosen &= tokens != token
         # Of the draws below the rate, a tenth lies in each tenth of it.
         hidden = jnp.where(draws < 0.8 * rate, mask_token, jnp.where(draws < 0.9 * rate, others, tokens))
-        inputs: Any = jnp.where(chosen, hidden, tokens).astype(tokens.dtype)
+        inputs: Any = jnp.where(chosen, hidden, tokens)
         if isinstance(batch["inputs"], Mapping):
             inputs = {**batch["inputs"], "tokens": inputs}
         return {**batch, "inputs": inputs, "labels": tokens, "weights": weights * chosen}

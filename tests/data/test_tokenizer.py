@@ -88,6 +88,10 @@ def test_special_tokens_are_text_unless_asked_for(every):
         assert "<eos>" in tokenizer.decode(ids, specials=True)
         assert "<eos>" not in tokenizer.decode(ids)
         np.testing.assert_array_equal(tokenizer.encode_batch([text], specials=True)[0], ids)
+        if "words" not in repr(tokenizer):
+            np.testing.assert_array_equal(tokenizer.encode(text, specials="around"), tokenizer.encode(text))
+        with pytest.raises(ValueError, match="specials is False, True or \"around\"; got 'added'"):
+            tokenizer.encode_batch([text], specials="added")
 
 
 def test_json_and_pickle_give_the_same_tokenizer(every, tmp_path):

@@ -106,9 +106,10 @@ def test_lower_case(parallel, tmp_path):
 def test_scores_are_those_of_sacrebleu_by_hand():
     found = translation.scores(["the cat sat on the mat"], ["the cat sat on the mat"])
     assert found == pytest.approx({"bleu": 100.0, "bleu_lower": 100.0, "chrf": 100.0})
-    # Precisions 5/6, 3/5, 1/4 and 0 (smoothed to 1/6) of "THE" in place of "the".
     found = translation.scores(["THE cat sat on the mat"], ["the cat sat on a mat"])
-    assert found["bleu"] < found["bleu_lower"]
+    # Of one, two and three words in a row; of four none, smoothed to half of one.
+    assert found["bleu"] == pytest.approx(100 * (5 / 6 * 2 / 5 * 1 / 4 * 0.5 / 3) ** 0.25)
+    assert found["bleu_lower"] == pytest.approx(100 * (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25)
 
 
 def test_translations_come_in_the_order_of_the_sentences(parallel, tmp_path):

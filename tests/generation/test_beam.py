@@ -159,9 +159,11 @@ def test_what_a_decoder_knows_of_a_source_is_not_copied_from_step_to_step():
 
 def test_bad_requests_are_refused_in_words():
     search = functools.partial(beam_search, attentive(), [[1]], max_new_tokens=2)
-    with pytest.raises(ValueError, match="1 beam or more, and 1 to that many results; got 0 and 1"):
+    with pytest.raises(ValueError, match="num_beams must be a whole number, at least 1; got 0"):
         search(num_beams=0)
-    with pytest.raises(ValueError, match="got 2 and 3"):
+    with pytest.raises(ValueError, match="num_beams must be a whole number, at least 1; got 2.5"):
+        search(num_beams=2.5)
+    with pytest.raises(ValueError, match="2 beams give 1 to 2 results; got 3"):
         search(num_beams=2, num_results=3)
     with pytest.raises(ValueError, match="samplers and penalties are functions.* got 0.6"):
         search(num_beams=2, penalty=0.6)

@@ -61,6 +61,25 @@ def test_long_prompts_are_read_in_chunks():
         assert row.tolist() == by_hand(attentive_logits, prompt, 3)[0]
 
 
+def test_full_chunks_of_long_prompts_are_wide(monkeypatch):
+    widths = []
+
+    def extend(cache, tokens, lengths=None):
+        widths.append(tokens.shape[1])
+        return attentive().extend(cache, tokens, lengths)
+
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, V, n).tolist() for n in (513, 40, 1100)]
+    made = Decoder(attentive().init_cache, extend)
+    found = generate(made, prompts, 0, greedy, max_new_tokens=2, capacity=1200)
+    assert {512, 64} <= set(widths)
+    for row, prompt in zip(found.rows(), prompts, strict=True):
+        assert row.tolist() == by_hand(attentive_logits, prompt, 2)[0]
+    widths.clear()
+    generate(made, [[1] * 600] * 20, 0, greedy, max_new_tokens=2, capacity=1200)
+    assert max(widths) == 192  # of 20 rows no more than 4,096 tokens
+
+
 @settings(max_examples=8, deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, V - 1), min_size=1, max_size=9), min_size=2, max_size=2),

@@ -76,6 +76,8 @@ def test_rotary_positions_beyond_the_context_are_told():
     variables = jit(model.init)(jax.random.key(0), TARGETS)
     write = lambda model, n: generate(decoder(model, variables), TARGETS, 0, greedy, max_new_tokens=n)
     write(model, 3)
-    with pytest.warns(UserWarning, match="needs 7 positions; the Transformer was trained on 6 .* no scaling"):
+    words = "needs 7 positions; the Transformer was trained on 6 .* no scaling"
+    with pytest.warns(UserWarning, match=words) as told:
         write(model, 4)
+    assert told[0].filename == __file__
     write(models.llama(context=6, rotary=Rotary(scaling=LinearScaling(2.0)), **sizes), 4)

@@ -400,6 +400,39 @@ def test_parameters_may_take_half_the_memory(torch, published, tmp_path, name):
     assert torch.bfloat16 in {x.dtype for x in again.state_dict().values()}
 
 
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("dtype", [{}, {"dtype": None}])
+def test_writes_with_parameters_of_half_the_memory(published, scan, dtype):
+    module, variables = interop.from_hugging_face(
+        published("gpt2")[1], param_dtype=jnp.bfloat16, scan=scan, **dtype
+    )
+    writer = generation.decoder(module, variables)
+    kept = {x.dtype for x in jax.tree.leaves(writer.init_cache(1, 4)["blocks"])}
+    assert kept == {jnp.dtype(jnp.float32 if dtype else jnp.bfloat16)}
+    found = generation.generate(writer, [[1, 2]], 0, generation.greedy, max_new_tokens=4)
+    logits = jit(module.apply)(variables, np.concatenate([[1, 2], found.tokens_BN[0]])[None])
+    best = logits[0, 1:-1]
+    chosen = np.take_along_axis(np.asarray(best), np.asarray(found.tokens_BN[0])[:, None], 1)[:, 0]
+    assert (chosen >= best.max(-1) - 0.02 * np.abs(best).max()).all()
+
+
+def test_ends_are_those_of_generation_then_of_the_model(tmp_path):
+    config, settings = tmp_path / "config.json", tmp_path / "generation_config.json"
+    config.write_text('{"eos_token_id": 50256}')
+    assert interop.end_tokens(tmp_path) == (50256,)
+    settings.write_text('{"eos_token_id": [1, 2]}')
+    assert interop.end_tokens(tmp_path) == (1, 2)
+    settings.write_text("{}")
+    assert interop.end_tokens(tmp_path) == (50256,)
+    config.write_text("{}")
+    assert interop.end_tokens(tmp_path) == ()
+    settings.write_text('{"eos_token_id": "</s>"}')
+    with pytest.raises(
+        ValueError, match=r"generation_config.json: \"eos_token_id\" is '</s>', and should be"
+    ):
+        interop.end_tokens(tmp_path)
+
+
 def test_parameters_are_no_integers(published):
     with pytest.raises(ValueError, match="floating type, such as bfloat16; got int8"):
         interop.from_hugging_face(published("gpt2")[1], param_dtype=jnp.int8)

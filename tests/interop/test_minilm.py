@@ -37,7 +37,7 @@ def folder():
 @pytest.fixture(scope="module")
 def tokens(folder):
     pytest.importorskip("tokenizers")
-    rows = data.load_tokenizer(folder).encode_batch(SENTENCES, specials=True)
+    rows = data.load_tokenizer(folder).encode_batch(SENTENCES, specials="around")
     lengths = np.array([len(row) for row in rows], np.int32)
     padded = np.zeros((len(rows), lengths.max()), np.int32)
     for row, ids in zip(padded, rows, strict=True):
@@ -71,6 +71,15 @@ def test_tokens_and_embeddings_are_the_published_ones(torch, folder, tokens, emb
     means = (states * real[..., None]).sum(1) / real.sum(1, keepdim=True)
     expected = torch.nn.functional.normalize(means).numpy()
     np.testing.assert_allclose(embeddings, expected, rtol=0, atol=1e-5)
+
+
+def test_a_text_cannot_end_itself(folder):
+    tokenizer = data.load_tokenizer(folder)
+    begin, end = tokenizer.specials["[CLS]"], tokenizer.specials["[SEP]"]
+    ids = tokenizer.encode("hello [SEP] world", specials="around").tolist()
+    assert (ids[0], ids[-1], ids.count(end)) == (begin, end, 1)
+    assert ids[1:-1] == tokenizer.encode("hello [SEP] world").tolist()
+    assert tokenizer.encode("hello [SEP] world", specials=True).tolist().count(end) == 2
 
 
 def test_sentences_that_mean_the_same_are_near(embeddings):

@@ -42,6 +42,8 @@ def test_pools_by_hand():
     y = jnp.array([[[-1.0, 4], [-3, 2], [0, 0]], [[1, 2], [3, 4], [5, 9]], [[0, 0], [0, 0], [0, 0]]])
     lengths = jnp.array([2, 3, 0])
     np.testing.assert_allclose(pooled(y, lengths, "mean"), [[-2, 3], [3, 5], [0, 0]])
+    beyond = jnp.array([2, 50, -1])  # as layers read them
+    np.testing.assert_allclose(pooled(y, beyond, "mean"), [[-2, 3], [3, 5], [0, 0]])
     np.testing.assert_allclose(pooled(y, lengths, "max"), [[-1, 4], [5, 9], [0, 0]])
     np.testing.assert_allclose(pooled(y, None, "mean")[0], [-4 / 3, 2])
     np.testing.assert_allclose(pooled(y, None, "max")[0], [0, 4])

@@ -367,6 +367,9 @@ def test_a_cache_says_what_is_wrong():
         model.init_cache(3, 11)
     with pytest.raises(ValueError, match="only a causal model of tokens has a cache"):
         model.clone(block=BlockConfig(4, 16)).init_cache(3, 4)
+    for options in {"head": None}, {"head": 3, "pool": "last"}:
+        with pytest.raises(ValueError, match="only a model that gives logits of the next token writes"):
+            model.clone(**options).init_cache(3, 4)
 
 
 def test_unknown_options_are_refused():

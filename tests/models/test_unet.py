@@ -135,3 +135,5 @@ def test_size_of_the_output_without_padding(size, output):
 def test_says_which_images_it_takes(shape, padding, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(UNet(2, padding=padding).init, jax.random.key(0), jnp.zeros(shape))
+    with pytest.raises(ValueError, match="at least once; got depth -1"):
+        jax.eval_shape(UNet(2, depth=-1).init, jax.random.key(0), jnp.zeros((1, 64, 64, 1)))

@@ -147,4 +147,6 @@ def test_computes_in_the_dtype_and_routes_in_float32():
 
 def test_says_what_is_wrong():
     with pytest.raises(ValueError, match="between 1 and all 3 experts; got 4"):
-        MixtureOfExperts(Experts(3, 4), F).init(jax.random.key(0), jnp.zeros((B, T, D)))
+        Experts(3, 4)
+    with pytest.raises(ValueError, match="capacity must be above 0, or None for places for all; got 0.0"):
+        Experts(3, capacity=0.0)

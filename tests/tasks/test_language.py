@@ -226,6 +226,15 @@ def spied(task_of):
     return task_of(Spy()), seen
 
 
+def test_a_mask_may_be_more_than_a_byte():
+    text = tokens(4, 50, high=40).astype(np.uint8)
+    task, seen = spied(lambda module: masked(module.clone(vocab_size=257), 257, 256))
+    variables = task.init(KEY, {"inputs": text})
+    seen.clear()
+    task.loss(variables, {"inputs": text}, KEY)
+    assert (np.asarray(seen[0]) == 256).sum() > 10
+
+
 def test_hidden_tokens_are_those_of_bert():
     """The shares of Devlin et al., over 200,000 tokens, within five standard deviations."""
     V, mask = 50, 49
