@@ -21,7 +21,7 @@ from jdl.core import Array, PyTree
 from jdl.nn.dropout import Dropout, require_rate
 from jdl.nn.linear import Dense, as_float
 from jdl.nn.recurrence_cells import ELMAN_TANH, GRU_CELL, LSTM_CELL, Carry, Cell
-from jdl.nn.recurrence_scan import How, recur
+from jdl.nn.recurrence_scan import How, recur, recur_plain
 
 Initializer = Callable[..., Array]
 
@@ -115,6 +115,7 @@ class Recurrence(linen.Module):
         bias_init: of the inputs' bias.
         recurrent_bias_init: of the state's bias.
         unroll: steps of time in one turn of the loop. More than 1 was no faster on a CPU.
+        plain: leave the gradient to JAX: slower, but it differentiates forward too (`jax.jvp`, `jax.jacfwd`).
         dtype: of products and outputs; the state and what is computed elementwise are float32.
 
     Raises:
@@ -137,6 +138,7 @@ class Recurrence(linen.Module):
     bias_init: Initializer = linen.initializers.zeros
     recurrent_bias_init: Initializer = linen.initializers.zeros
     unroll: int = 1
+    plain: bool = False
     dtype: Any = None
 
     @linen.compact
@@ -182,7 +184,7 @@ class Recurrence(linen.Module):
             drop_BH = Dropout(self.recurrent_dropout, deterministic=False)(jnp.ones((B, H)))
         if not cell.bias_inside:
             x_TBG = x_TBG + bias_G.astype(x_TBG.dtype)[None, None]
-        h_TBH, carry = recur(
+        h_TBH, carry = (recur_plain if self.plain else recur)(
             cell,
             x_TBG,
             kernel_HG.astype(x_TBG.dtype),

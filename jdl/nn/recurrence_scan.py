@@ -66,7 +66,7 @@ def recur(
     The gradient is written out. It keeps the gates' activations, which JAX would partly compute again, and
     forms the gradient of W in one product after the loop, where JAX would add up a matrix of its size at
     every step. It is differentiable in reverse, as often as you like, but not forward (`jax.jvp`,
-    `jax.jacfwd`); `recur_plain` is its twin without that limit.
+    `jax.jacfwd`); `recur_plain` is its twin without that limit, which a layer uses with ``plain=True``.
 
     Args:
         cell: what a step computes.

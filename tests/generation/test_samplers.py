@@ -217,7 +217,7 @@ def test_equals_transformers(torch, penalties):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: temperature(0.0), "temperature must be above 0; got 0.0"),
+        (lambda: temperature(0.0), "temperature must be above 0 and finite; got 0.0"),
         (lambda: top_p(1.5), r"top_p must be in \(0, 1\]; got 1.5"),
         (lambda: min_p(float("nan")), "min_p must be in"),
         (lambda: typical(0), "typical must be in"),

@@ -129,5 +129,5 @@ def test_bad_requests_are_refused_in_words():
         write(attentive(), recurrent())
     with pytest.raises(ValueError, match=f"the same vocabulary; theirs have {V} and 4"):
         write(attentive(), attentive(vocabulary=4))
-    with pytest.raises(ValueError, match="guesses must be at least 1"):
+    with pytest.raises(ValueError, match="guesses must be a whole number, at least 1; got 0"):
         write(attentive(), attentive(), guesses=0)

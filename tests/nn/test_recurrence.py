@@ -140,6 +140,19 @@ def test_the_fast_loop_equals_the_plain_one(kind, reverse):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), fast, plain)
 
 
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_a_plain_layer_differentiates_forward(kind):
+    x, v = np.random.default_rng(0).normal(size=(2, 2, 5, 3)).astype(np.float32)
+    layer, lengths = kind(4, plain=True), jnp.array([5, 2])
+    variables = layer.init(jax.random.key(0), x)
+    run = jit(lambda x: layer.apply(variables, x, lengths)[0])
+    _, tangent = jax.jvp(run, (x,), (v,))
+    step = 1e-2
+    np.testing.assert_allclose(tangent, (run(x + step * v) - run(x - step * v)) / (2 * step), atol=1e-3)
+    quick = kind(4).apply(variables, x, lengths)[0]
+    np.testing.assert_allclose(run(x), quick, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", CELLS)
 def test_without_masks_and_bias_and_mapped_over_kernels(kind):
     cell, x, kernel, _, carry, _, _ = case(kind)
