@@ -1,10 +1,11 @@
-"""Depthwise-separable against full convolutions in the same small network.
+"""Depthwise-separable against full convolutions in small networks of several widths.
 
-Both networks have a full 3x3 convolution that halves the image, then six convolutions of w, 2w, 2w, 4w, 4w
-and 4w channels, two of which halve it again, each normalised and activated; the mean over the image, and a
-linear layer. In one they are full 3x3 convolutions, in the other depthwise 3x3 convolutions, each followed by
-a 1x1 convolution, and wider. The table sets test accuracy over seeds beside parameters, multiply-adds and
-what they promise, but need not keep: the time of a prediction of one image and of 64, on this device.
+All networks have a full 3x3 convolution that halves the image, then six convolutions of w, 2w, 2w, 4w, 4w and
+4w channels, two of which halve it again, each normalised and activated; the mean over the image, and a linear
+layer. In some they are full 3x3 convolutions, in others depthwise 3x3 convolutions, each followed by a 1x1
+convolution. The table sets test accuracy over seeds beside parameters, multiply-adds and what they promise,
+but need not keep: the time of a prediction of one image and of 64, on this device. Beside each separable
+network stands what a full one of the same accuracy would cost, interpolated between those measured.
 
 On ImageNet the paper reports 71.7 % top-1 accuracy with full convolutions, 4,866 million multiply-adds and
 29.3 million parameters, and 70.6 % with separable ones, 569 million and 4.2 million.
@@ -52,7 +53,7 @@ class Config(images.Config):
 
     dataset: images.DatasetName = "fashion_mnist"
     """Images to learn."""
-    steps: int = 2000
+    steps: int = 3000
     """Training steps of each network, each on one batch."""
     batch_size: int = 128
     """Images in a batch."""
@@ -60,10 +61,12 @@ class Config(images.Config):
     """Largest random shift of a training image, pixels each way; 0 for the images as they are."""
     evaluate_every: int = 500
     """Steps between two evaluations on the test set; a fortieth of all when 0."""
-    full_width: int = 16
-    """Channels w of the network with full convolutions."""
-    separable_width: int = 24
-    """Channels w of the network with separable convolutions."""
+    learning_rate: float = 1.5e-2
+    """Peak of the learning rate. Separable networks learn least at low ones."""
+    full_widths: tuple[int, ...] = (8, 12, 16)
+    """Channels w of the networks with full convolutions."""
+    separable_widths: tuple[int, ...] = (16, 24, 40)
+    """Channels w of the networks with separable convolutions."""
     repeats: int = 3
     """Seeds, counted from --seed."""
     batch_sizes: tuple[int, ...] = (1, 64)
@@ -110,15 +113,15 @@ class Network(linen.Module):
 
 
 def networks(config: Config) -> dict[str, Network]:
-    """The two contenders.
+    """The contenders, by kind and width: ``"full-16"``.
 
     Raises:
-        ValueError: for a width that is not positive.
+        ValueError: for a width that is not positive, or one kind without any.
     """
-    widths = {"full": config.full_width, "separable": config.separable_width}
-    if min(widths.values()) < 1:
-        raise ValueError(f"widths must be at least 1; got {widths}")
-    return {kind: Network(kind, width) for kind, width in widths.items()}
+    widths = {"full": config.full_widths, "separable": config.separable_widths}
+    if not all(each and min(each) >= 1 for each in widths.values()):
+        raise ValueError(f"each kind needs widths of at least 1; got {widths}")
+    return {f"{kind}-{w}": Network(kind, w) for kind, each in widths.items() for w in each}
 
 
 def take_turns(calls: Mapping[str, Callable[[], Any]], blocks: int, seconds: float) -> dict[str, list[float]]:
@@ -168,7 +171,7 @@ def cost(config: Config, network: Network, dataset: data.Dataset) -> dict[str, i
 
 
 def latencies(config: Config, dataset: data.Dataset) -> dict[str, dict[str, list[float]]]:
-    """By batch size and kind, milliseconds of a prediction on one device, in blocks.
+    """By batch size and contender, milliseconds of a prediction on one device, in blocks.
 
     The weights are as initialised: what a prediction costs does not depend on them.
     """
@@ -177,51 +180,52 @@ def latencies(config: Config, dataset: data.Dataset) -> dict[str, dict[str, list
         rows = np.arange(size) % len(dataset.test["labels"])
         x = jax.device_put(np.asarray(dataset.test["inputs"][rows], np.float32) / 255)
         calls = {}
-        for kind, network in networks(config).items():
+        for name, network in networks(config).items():
             variables = jax.jit(network.init)(jax.random.key(0), x)
-            calls[kind] = functools.partial(jax.jit(network.apply), variables, x)
+            calls[name] = functools.partial(jax.jit(network.apply), variables, x)
         found[str(size)] = take_turns(calls, config.blocks, config.block)
     return found
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Trains both networks on each seed, counts and times them.
+    """Trains each network on each seed, counts and times them.
 
     Returns:
-        By kind: ``width``, ``errors`` of the seeds in per cent, ``parameters``, ``multiply_adds`` and
-        ``milliseconds`` by batch size; also in ``comparison.json`` of the study's folder.
+        By contender: ``kind``, ``width``, ``errors`` of the seeds in per cent, ``parameters``,
+        ``multiply_adds`` and ``milliseconds`` by batch size; also in the study's ``comparison.json``.
     """
     contenders, seeds = networks(config), study.seeds(config)
     if not config.batch_sizes or min(config.batch_sizes) < 1:
         raise ValueError(f"batch_sizes must be positive numbers; got {config.batch_sizes}")
     folder = study.begin("separable", config)
     dataset = data.load(config.dataset)
-    errors: dict[str, list[float]] = {kind: [] for kind in contenders}
+    errors: dict[str, list[float]] = {name: [] for name in contenders}
     for seed in seeds:
-        for kind, network in contenders.items():
-            name = f"{kind}-{seed}"
-            execution = dataclasses.replace(config.execution, run=str(folder / name), quiet=True)
+        for name, network in contenders.items():
+            run = folder / f"{name}-{seed}"
+            execution = dataclasses.replace(config.execution, run=str(run), quiet=True)
             settings = dataclasses.replace(config, seed=seed, execution=execution)
 
             def measure(network: Network = network, settings: Config = settings) -> dict[str, float]:
                 outcome = images.classify("separable", network, settings)
                 return {"error": 100 * (1 - outcome.test["accuracy"]), "seconds": outcome.seconds}
 
-            point = study.once(folder / name / "outcome.json", measure)
-            errors[kind].append(point["error"])
+            point = study.once(run / "outcome.json", measure)
+            errors[name].append(point["error"])
             if not config.execution.quiet:
-                print(f"{kind}, seed {seed}: {point['error']:.2f} % test error in {point['seconds']:.0f} s",
+                print(f"{name}, seed {seed}: {point['error']:.2f} % test error in {point['seconds']:.0f} s",
                       flush=True)  # fmt: skip
     load = f"load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load not known"
     timed = study.once(folder / "latency.json", lambda: {**latencies(config, dataset), "load": load})
     found = {
-        kind: {
+        name: {
+            "kind": network.kind,
             "width": network.width,
-            "errors": errors[kind],
+            "errors": errors[name],
             **cost(config, network, dataset),
-            "milliseconds": {str(size): timed[str(size)][kind] for size in config.batch_sizes},
+            "milliseconds": {str(size): timed[str(size)][name] for size in config.batch_sizes},
         }
-        for kind, network in contenders.items()
+        for name, network in contenders.items()
     }
     (folder / "comparison.json").unlink(missing_ok=True)
     study.once(folder / "comparison.json", lambda: found)
@@ -231,31 +235,75 @@ def main(config: Config) -> dict[str, Any]:
     return found
 
 
+def as_accurate(found: Mapping[str, Any], name: str, cost_of: Callable[[Any], float]) -> float | None:
+    """What a full network of the mean error of another would cost.
+
+    The logarithm of the cost is interpolated between the full networks in order of their errors.
+
+    Args:
+        found: what `main` gives.
+        name: the other network.
+        cost_of: one network's cost.
+
+    Returns:
+        The cost, or None where the error lies outside theirs.
+
+    Example:
+        >>> one = lambda kind, error, n: {"kind": kind, "errors": [error], "parameters": n}
+        >>> found = {"a": one("full", 9.0, 100), "b": one("full", 8.0, 400), "c": one("separable", 8.5, 50)}
+        >>> round(as_accurate(found, "c", lambda each: each["parameters"]))
+        200
+    """
+    full = sorted(
+        (np.mean(each["errors"]), cost_of(each)) for each in found.values() if each["kind"] == "full"
+    )
+    errors, costs = np.transpose(full)
+    error = np.mean(found[name]["errors"])
+    if not errors[0] <= error <= errors[-1]:
+        return None
+    return float(np.exp(np.interp(error, errors, np.log(costs))))
+
+
+def _median(size: str, each: Any) -> float:
+    return float(np.median(each["milliseconds"][size]))
+
+
 def report(config: Config, found: Mapping[str, Any]) -> str:
-    """The table."""
-    header = ["convolutions", "width", "test accuracy", "parameters", "multiply-adds"]
+    """The table; in brackets what a full network as accurate would cost."""
+    costs: dict[str, tuple[Callable[[Any], float], str]] = {
+        "parameters": (lambda each: each["parameters"], "{:,.0f}"),
+        "multiply-adds": (lambda each: each["multiply_adds"], "{:,.0f}"),
+        **{
+            f"{size} at once": (
+                lambda each, size=size: np.median(each["milliseconds"][str(size)]),
+                "{:.3g} ms",
+            )
+            for size in config.batch_sizes
+        },
+    }
     rows = []
-    for kind, each in found.items():
+    for name, each in found.items():
         spread = f" ± {np.std(each['errors'], ddof=1):.2f}" if len(each["errors"]) > 1 else ""
-        rows.append([
-            kind, each["width"], f"{100 - np.mean(each['errors']):.2f}{spread} %", f"{each['parameters']:,}",
-            f"{each['multiply_adds']:,}", *(f"{np.median(x):.3g} ms" for x in each["milliseconds"].values()),
-        ])  # fmt: skip
-    return study.table(header + [f"{size} at once" for size in config.batch_sizes], rows)
+        row = [each["kind"], each["width"], f"{100 - np.mean(each['errors']):.2f}{spread} %"]
+        for cost_of, form in costs.values():
+            other = as_accurate(found, name, cost_of) if each["kind"] != "full" else None
+            row.append(form.format(cost_of(each)) + (f" ({form.format(other)})" if other is not None else ""))
+        rows.append(row)
+    return study.table(["convolutions", "width", "test accuracy", *costs], rows)
 
 
 def _offer(folder: Path, config: Config, found: Mapping[str, Any], load: str) -> None:
     labels = {
-        kind: f"{kind} 3x3 convolutions, {each['parameters']:,} parameters, {each['multiply_adds']:,} "
-        "multiply-adds an image"
-        for kind, each in found.items()
+        name: f"{each['kind']} 3x3 convolutions, {each['parameters']:,} parameters, "
+        f"{each['multiply_adds']:,} multiply-adds an image"
+        for name, each in found.items()
     }
 
     def offer(name: str, title: str, metric: str, unit: str, samples: Mapping[str, Any], **more: Any) -> None:
-        rows = tuple(ledger.Row(labels[kind], tuple(samples[kind])) for kind in found)
+        rows = tuple(ledger.Row(labels[name], tuple(samples[name])) for name in found)
         study.offer(
             folder, "separable", config, name=name, title=title, group="Images", metric=metric, goal="min",
-            unit=unit, rows=rows, **more,
+            unit=unit, rows=rows, subject=None, **more,
         )  # fmt: skip
 
     offer(
@@ -263,8 +311,7 @@ def _offer(folder: Path, config: Config, found: Mapping[str, Any], load: str) ->
         f"Separable and full convolutions on {config.dataset}",
         "test error",
         "%",
-        {kind: each["errors"] for kind, each in found.items()},
-        subject=None,
+        {name: each["errors"] for name, each in found.items()},
         note="A sample is a seed. Howard et al. 2017, table 4, on ImageNet: 28.3 % top-1 error with full "
         "convolutions, 29.4 % with separable ones and an eighth of the multiply-adds (recalled).",
     )
@@ -275,8 +322,7 @@ def _offer(folder: Path, config: Config, found: Mapping[str, Any], load: str) ->
             f"separable_{config.dataset}",
             "time of a prediction",
             "ms",
-            {kind: each["milliseconds"][str(size)] for kind, each in found.items()},
-            subject=labels["separable"],
+            {name: each["milliseconds"][str(size)] for name, each in found.items()},
             note=f"Measured under {load}.",
         )
 
