@@ -274,10 +274,7 @@ def report(config: Config, found: Mapping[str, Any]) -> str:
         "parameters": (lambda each: each["parameters"], "{:,.0f}"),
         "multiply-adds": (lambda each: each["multiply_adds"], "{:,.0f}"),
         **{
-            f"{size} at once": (
-                lambda each, size=size: np.median(each["milliseconds"][str(size)]),
-                "{:.3g} ms",
-            )
+            f"{size} at once": (functools.partial(_median, str(size)), "{:.3g} ms")
             for size in config.batch_sizes
         },
     }
