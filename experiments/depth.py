@@ -300,6 +300,9 @@ def plot(found: Mapping[str, Any], title: str = "") -> Any:
         for axes in grid[row, 1:]:
             axes.set(xlabel="layer", yscale="log")
         grid[row, 1].set_ylabel(signal)
+    for axes in grid[1, 1:]:  # where all are one, rounding is not to be seen
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, 0.5), max(high, 2.0))
     for axes in grid.ravel():
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
