@@ -148,6 +148,7 @@ def beam_search(
         networks", 2014, section 3.2.
     """
     num_beams, num_results = whole("num_beams", num_beams), whole("num_results", num_results)
+    pad = whole("pad", pad, -(2**31))
     if num_results > num_beams:
         raise ValueError(f"{num_beams} beams give 1 to {num_beams} results; got {num_results}")
     request = check(decoder, prompts, 0, sampler, max_new_tokens, lengths, stop, capacity)
@@ -163,9 +164,7 @@ def beam_search(
         num_beams=num_beams,
         capacity=request.capacity,
     )
-    return _beams(
-        found, request.lengths_B, request.stop, whole("pad", pad, -(2**31)), num_results, max_new_tokens
-    )
+    return _beams(found, request.lengths_B, request.stop, pad, num_results, max_new_tokens)
 
 
 def _largest(x_BN: Array, k: int) -> tuple[Array, Array]:

@@ -110,10 +110,11 @@ def generate(
         >>> [row.tolist() for row in found.rows()]
         [[2, 3, 4, 5], [5]]
     """
+    pad = whole("pad", pad, -(2**31))
     request = check(decoder, prompts, key, sampler, max_new_tokens, lengths, stop, capacity)
     state = begin(request.decoder, request.tokens_BS, request.lengths_B, request.capacity)
     _, rows = _advance(*_arguments(request), max_new_tokens, state)
-    return result(rows, request.stop, whole("pad", pad, -(2**31)), max_new_tokens)
+    return result(rows, request.stop, pad, max_new_tokens)
 
 
 def stream(

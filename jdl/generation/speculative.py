@@ -118,7 +118,7 @@ def speculative(
                 f"the {name} cannot forget what it has read (its rewind is None), as speculative decoding "
                 "asks of it; recurrent models cannot"
             )
-    guesses = whole("guesses", guesses)
+    guesses, pad = whole("guesses", guesses), whole("pad", pad, -(2**31))
     draft = ready(draft)
     request = check(target, prompts, key, sampler, max_new_tokens, lengths, stop, capacity, draft)
     sizes = [vocabulary(model, len(request.lengths_B)) for model in (request.decoder, draft)]
@@ -137,9 +137,7 @@ def speculative(
         # More would never be written, and might not fit into the cache.
         guesses=max(1, min(guesses, max_new_tokens - 1)),
     )
-    return Speculated(
-        result(state.rows, request.stop, whole("pad", pad, -(2**31)), max_new_tokens), *state.counts
-    )
+    return Speculated(result(state.rows, request.stop, pad, max_new_tokens), *state.counts)
 
 
 def accept(

@@ -163,6 +163,8 @@ def test_bad_requests_are_refused_in_words():
         search(num_beams=0)
     with pytest.raises(ValueError, match="num_beams must be a whole number, at least 1; got 2.5"):
         search(num_beams=2.5)
+    with pytest.raises(ValueError, match="pad must be a whole number.*; got 1.5"):
+        search(num_beams=2, pad=1.5)
     with pytest.raises(ValueError, match="2 beams give 1 to 2 results; got 3"):
         search(num_beams=2, num_results=3)
     with pytest.raises(ValueError, match="samplers and penalties are functions.* got 0.6"):

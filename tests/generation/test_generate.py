@@ -213,6 +213,7 @@ def test_a_minimum_length_holds_off_the_stop():
         ({"capacity": 6}, "a prompt of 3 tokens and 5 to write need a cache of 7 positions; capacity is 6"),
         ({"max_new_tokens": 0}, "max_new_tokens must be a whole number, at least 1; got 0"),
         ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number, at least 1; got 2.5"),
+        ({"pad": 1.5}, "pad must be a whole number.*; got 1.5"),
         ({"capacity": 16.0}, "capacity must be a whole number, at least 1; got 16.0"),
         ({"sampler": 0.8}, "samplers and penalties are functions.*got 0.8"),
         ({"stop": [[]]}, "stop: a sequence of tokens must not be empty"),

@@ -131,3 +131,5 @@ def test_bad_requests_are_refused_in_words():
         write(attentive(), attentive(vocabulary=4))
     with pytest.raises(ValueError, match="guesses must be a whole number, at least 1; got 0"):
         write(attentive(), attentive(), guesses=0)
+    with pytest.raises(ValueError, match="pad must be a whole number.*; got 1.5"):
+        write(attentive(), attentive(), pad=1.5)
