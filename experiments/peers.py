@@ -53,14 +53,24 @@ def timed(
 
 
 def command(
-    module: str, description: str | None, record: Callable[..., ledger.Result], seeds: Sequence[int]
+    module: str,
+    description: str | None,
+    record: Callable[..., ledger.Result],
+    seeds: Sequence[int],
+    recipes: Sequence[str] = (),
 ) -> None:
-    """The command line of a peer: measures its seeds, and enters them into the ledger where asked to."""
+    """The command line of a peer: measures its seeds, and enters them into the ledger where asked to.
+
+    Of several recipes ``record`` is told one by name, ``recipe``; the first is the usual one.
+    """
     parser = argparse.ArgumentParser(f"python -m experiments.{module}", description=description)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds))
     parser.add_argument("--record", action="store_true", help="enter the result into the ledger")
     parser.add_argument("--busy", action="store_true", help="note that the machine runs other work too")
+    if recipes:
+        parser.add_argument("--recipe", choices=recipes, default=recipes[0])
     options = parser.parse_args()
-    result = record(options.seeds, busy=options.busy)
+    chosen = {"recipe": options.recipe} if recipes else {}
+    result = record(options.seeds, busy=options.busy, **chosen)
     if options.record:
         print(f"recorded in {ledger.record(result)}")

@@ -382,7 +382,8 @@ RECIPES = {
                 "wikitext2_short_plain",
                 wikitext.PLAIN,
                 "LSTM on WikiText-2, recipe shortened to one pass",
-                "The network of wikitext2_short without anything that AWD-LSTM adds to regularise it.",
+                "The network of wikitext2_short without anything that AWD-LSTM adds to regularise it; "
+                "experiments.torch_wikitext --recipe plain trains the same in PyTorch.",
             ),
         )
     },

@@ -18,6 +18,7 @@ Karpathy, nanoGPT, README, 2022; Radford et al., "Language models are unsupervis
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -153,16 +154,9 @@ class Passages:
         del batches
         if self.text or not self.length:
             return
-        decoder = generation.decoder(self.model, predict.args[0])
-        # The model sees no further than its context: when that is full, it goes on from its second half.
-        part = self.context // 2
-        tokens = self.tokenizer.encode("\n")
-        for i in range(-(-self.length // part)):
-            found = generation.generate(
-                decoder, [tokens[-part:]], i, self.sampler, max_new_tokens=part, capacity=self.context
-            )
-            tokens = np.concatenate([tokens, *found.rows()])
-        self.text = self.tokenizer.decode(tokens[1 : 1 + self.length])
+        decoder, begin = generation.decoder(self.model, predict.args[0]), self.tokenizer.encode("\n")
+        tokens = generation.endless(decoder, begin, 0, self.sampler, context=self.context)
+        self.text = self.tokenizer.decode(list(itertools.islice(tokens, self.length)))
 
     def log(self, record: dict[str, Any]) -> None:
         """The logger."""

@@ -1,9 +1,10 @@
-"""The short recipe of `experiments.wikitext` in PyTorch: the figure that ours must agree with.
+"""The short recipes of `experiments.wikitext` in PyTorch: the figures that ours must agree with.
 
 Same network and initialisation, rows, phases, dropout of all kinds, losses, optimiser, rates, and way to
 measure; the noise is PyTorch's own.
 
     python -m experiments.torch_wikitext --seeds 0 1 --record
+    python -m experiments.torch_wikitext --recipe plain --record
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ from experiments import ledger, peers, torch_models, wikitext
 from jdl import data
 
 PUBLISHED = "none: the reference for the same shortened recipe in jdl"
-NAME = "wikitext2_short_torch"
+RECIPES = {
+    "short": ("AWD-LSTM", wikitext.SHORT, "wikitext2_short"),
+    "plain": ("LSTM", wikitext.PLAIN, "wikitext2_short_plain"),
+}
+"""What each trains, with which settings, and the entry of ours that it is the peer of."""
 
 
 def network(config: wikitext.Config, vocab_size: int) -> Any:
@@ -137,29 +142,31 @@ def main(config: wikitext.Config = wikitext.SHORT) -> dict[str, float]:
     return found
 
 
-def record(seeds: Sequence[int], *, busy: bool = False) -> ledger.Result:
-    """Measures the seeds, for the ledger."""
+def record(seeds: Sequence[int], *, busy: bool = False, recipe: str = "short") -> ledger.Result:
+    """Measures the seeds of a recipe, for the ledger."""
+    what, config, ours = RECIPES[recipe]
     perplexities, fields = peers.timed(
-        lambda seed: main(dataclasses.replace(wikitext.SHORT, seed=seed)),
+        lambda seed: main(dataclasses.replace(config, seed=seed)),
         seeds,
         busy=busy,
-        note=lambda _: "The peer of wikitext2_short.",
+        note=lambda _: f"The peer of {ours}.",
         words=lambda found: f"perplexity {found}",
     )
     return ledger.Result(
-        name=NAME,
-        title="AWD-LSTM on WikiText-2, recipe shortened to one pass, in PyTorch",
+        name=f"{ours}_torch",
+        title=f"{what} on WikiText-2, recipe shortened to one pass, in PyTorch",
         group="Text",
         metric="test perplexity",
         unit="per word",
         values=tuple(found["test"] for found in perplexities),
         dataset=wikitext.SPLIT,
-        fingerprint=data.load_text(wikitext.SHORT.dataset).fingerprint,
+        fingerprint=data.load_text(config.dataset).fingerprint,
         config={},
-        command=f"python -m experiments.torch_wikitext --seeds {' '.join(map(str, seeds))}",
+        command=f"python -m experiments.torch_wikitext{'' if recipe == 'short' else f' --recipe {recipe}'} "
+        f"--seeds {' '.join(map(str, seeds))}",
         **fields,
     )
 
 
 if __name__ == "__main__":
-    peers.command("torch_wikitext", __doc__, record, (0, 1))
+    peers.command("torch_wikitext", __doc__, record, (0, 1), tuple(RECIPES))

@@ -3,6 +3,7 @@
     python -m experiments.benchmarks                          # everything, as tables
     python -m experiments.benchmarks lenet gpt --minutes 3 --record
     python -m experiments.benchmarks gpt --levers             # what each part of jdl's speed contributes
+    python -m experiments.benchmarks gpt --profile            # where the time of a step goes, beside PyTorch
 
 Workloads: mlp, lenet, resnet18, resnet20, mobilenet_v2, vit, unet, lstm, gru, gpt, bert, vae, dcgan, sweep (a
 step beside the peers), gpt2, resnet50 (the same in bfloat16, for accelerators); decoding (a GPT that writes
@@ -22,6 +23,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.util
+import math
 import os
 import shutil
 import statistics
@@ -42,6 +44,7 @@ from experiments.benchmarks import (
     jobs,
     levers,
     predicted,
+    profiles,
     report,
     startup,
 )
@@ -75,25 +78,34 @@ BUSY, LEAST = "processor time with spinning, share of cores", "at least, ms"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures what the arguments name, prints tables, writes them, and records them if asked to."""
+    """Measures what the arguments name, prints tables, writes them, and records them if asked to.
+
+    Returns:
+        The exit status: 1 if something could not be measured, which does not keep the others from it.
+    """
     # Contenders share an accelerator, so none of them may take all of its memory when it starts.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     options = _parse(arguments)
     ledger.commit()  # of what is measured, whatever becomes of the code meanwhile
-    entries = []
+    failed = False
     named = options.workloads or [
         name for name in (*WORKLOADS, *OTHERS) if name not in FOR_ACCELERATORS or not _on_cpu()
     ]
     for name in named:
-        measure = OTHERS.get(name, measure_steps)
-        for each in measure(name, options):
+        try:
+            measure = measure_profile if options.profile else OTHERS.get(name, measure_steps)
+            entries = measure(name, options)
+        except (RuntimeError, ValueError) as error:
+            print(f"{name} is not measured: {error}", file=sys.stderr, flush=True)
+            failed = True
+            continue
+        for each in entries:
             print(report.table(each), flush=True)
-            entries.append(each)
             if options.record:
                 print(f"recorded in {ledger.record(each)}; python -m experiments.ledger renders it")
-    if entries:
-        print("written:", *report.write(entries, Path(options.out)))
-    return 0
+        if entries:
+            print("written:", *report.write(entries, Path(options.out)), flush=True)
+    return int(failed)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -112,13 +124,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--minutes",
-        type=float,
+        type=_positive,
         default=2,
         help="time to measure each workload, shared by its contenders; starting them comes to it",
     )
     parser.add_argument(
         "--tolerate",
-        type=float,
+        type=_positive,
         default=0.1,
         help="keep blocks in which other programs took up to this share of the machine",
     )
@@ -126,11 +138,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--levers", action="store_true", help="measure jdl beside itself without each part of its speed"
     )
     parser.add_argument(
+        "--profile", action="store_true", help="measure where the time of a step goes, in jdl and PyTorch"
+    )
+    parser.add_argument(
         "--once",
         action="store_true",
         help="start contenders once only, at the same time: sooner, but their starts are not measured",
     )
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="of jobs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of jobs")
     parser.add_argument("--out", default="runs/benchmarks", help="folder for JSON and the picture")
     parser.add_argument("--record", action="store_true", help="write the result into the ledger")
     options = parser.parse_args(arguments)
@@ -142,8 +157,22 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if unknown := set(options.peers) - PEERS.keys():
         parser.error(f"no peer {', '.join(sorted(unknown))}: there are {', '.join(PEERS)}")
     options.peers = [peer for peer in options.peers if _is_there(peer)]
+    for package in ("psutil", "matplotlib"):
+        if importlib.util.find_spec(package) is None:
+            parser.error(f'{package} is missing: pip install -e ".[bench]" installs it')
+    try:
+        Path(options.out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {options.out}: {error.strerror or error}")
     options.command = " ".join(["python -m experiments.benchmarks", *(arguments or sys.argv[1:])])
     return options
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
+    return value
 
 
 def _is_there(peer: str) -> bool:
@@ -236,7 +265,8 @@ def _add_rates(
 
 def _playing(devices: int) -> dict[str, str]:
     """Variables by which a CPU is several devices."""
-    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    flags = (os.environ.get("XLA_FLAGS", ""), f"--xla_force_host_platform_device_count={devices}")
+    return {"XLA_FLAGS": " ".join(filter(None, flags))}
 
 
 def _same_losses(workload: Workload) -> Check:
@@ -399,7 +429,11 @@ def measure_decoding(name: str, options: argparse.Namespace) -> list[ledger.Benc
 
 
 def measure_job(name: str, options: argparse.Namespace) -> list[ledger.Benchmark]:
-    """Seconds to a target, from the start of the process, one after another for each seed."""
+    """Seconds to a target, from the start of the process, one after another for each seed.
+
+    Raises:
+        RuntimeError: if a run does not come to the target.
+    """
     job = jobs.JOBS[name]
     contenders = ["jdl", *(["torch"] if "torch" in options.peers else [])]
     found: dict[str, list[jobs.Done]] = {}
@@ -409,8 +443,7 @@ def measure_job(name: str, options: argparse.Namespace) -> list[ledger.Benchmark
             found.setdefault(done.label, []).append(done)
             print(f"{name}, {done.label}, seed {seed}: {done.sentence(job)}", flush=True)
     if any(done.seconds is None for each in found.values() for done in each):
-        print(f"{name}: not every run came to the target, and a median of the others would flatter")
-        return []
+        raise RuntimeError("not every run came to the target, and a median of the others would flatter")
     seconds = {label: [done.seconds for done in each if done.seconds] for label, each in found.items()}
     reached = {
         label: {f"{job.metric} there": statistics.median(done.quality for done in each)}
@@ -500,13 +533,71 @@ def measure_convolutions(name: str, options: argparse.Namespace) -> list[ledger.
     return entries
 
 
+def measure_profile(name: str, options: argparse.Namespace) -> list[ledger.Benchmark]:
+    """Where the time of a step goes, in jdl and in PyTorch.
+
+    Raises:
+        ValueError: for what has no steps, or no peer in PyTorch.
+    """
+    if name != "decoding" and (name not in WORKLOADS or "torch" not in WORKLOADS[name].peers):
+        raise ValueError("it has no steps that PyTorch takes too, to be profiled")
+    cases = [(f"{name}_{rows}", rows) for rows in decoding.BATCHES] if name == "decoding" else [(name, 0)]
+    entries = []
+    for case, rows in cases:
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            if rows:
+                decoding.write(rows, folder)
+                title = f"{decoding.TITLE}, {rows} at once"
+            else:
+                write(draw(WORKLOADS[name]), folder)
+                title = WORKLOADS[name].title
+            whos = ["jdl", *(["torch"] if "torch" in options.peers else [])]
+            found = {who: profiles.measure(name, who, folder) for who in whos}
+        ours, theirs = found["jdl"], found.get("torch")
+        samples = {profiles.WHOLE: ours.step, **ours.kinds}
+        beside = {} if theirs is None else {profiles.WHOLE: theirs.step, **theirs.kinds}
+        more = {label: {"PyTorch, ms": statistics.median(times)} for label, times in beside.items()}
+        for label in beside.keys() - samples.keys():
+            samples[label] = [0.0]
+        for who, each in found.items():
+            for operation, times in each.operations.items():
+                label = f"{'in jdl' if who == 'jdl' else 'in PyTorch'}: {operation}"
+                samples[label] = times
+                more[label] = {"times in a step": each.counts[operation]}
+        note = " ".join(filter(None, [profiles.NOTE, profiles.TRIED.get(name)]))
+        entries.append(
+            report.entry(
+                f"{case}_profile",
+                f"{title}: where the time goes",
+                "time in a step",
+                "ms",
+                samples,
+                options.command,
+                note,
+                more=more,
+            )
+        )
+    return entries
+
+
 def measure_growth(name: str, options: argparse.Namespace) -> list[ledger.Benchmark]:
     """Time and memory of a step against what makes it larger, with fitted and expected exponents."""
-    del name
     curves = growth.measure()
     print(growth.table(curves))
     print("written:", *growth.write(curves, Path(options.out)))
-    return []
+    return [
+        report.entry(
+            name,
+            growth.TITLE,
+            "growth of the time of a step",
+            "(exponent)",
+            {growth.label(each): [each.exponents["seconds"]] for each in curves},
+            options.command,
+            growth.NOTE,
+            more={growth.label(each): growth.exponents(each) for each in curves},
+        )
+    ]
 
 
 def _kept(options: argparse.Namespace) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import collections
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,9 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.benchmarks.harness import cores
+from experiments.benchmarks.harness import apart, cores
 from experiments.benchmarks.workloads import WORKLOADS
-from experiments.catalogue import ROOT
 
 NETWORKS = ("resnet20", "resnet18", "mobilenet_v2")
 """Workloads whose steps are little but convolutions."""
@@ -238,9 +236,7 @@ def measure(workload: str, rounds: int = 3) -> list[Found]:
     times: dict[str, list[Any]] = {name: [] for name in CONTENDERS}
     for _ in range(rounds):
         for name, found in times.items():
-            command = [sys.executable, "-m", "experiments.benchmarks.convolutions", name, workload]
-            done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-            found.append(json.loads(done.stdout.splitlines()[-1]))
+            found.append(apart("experiments.benchmarks.convolutions", name, workload))
     rows = []
     for i, (layer, count) in enumerate(layers.items()):
         for j, what in enumerate(PASSES):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from experiments.benchmarks.harness import apart
 
 IMAGES, BATCH = 256, 32
 TITLE = "MobileNetV2 on JPEGs of 500x375 pixels, random crops to 224, batch 32, float32"
@@ -28,7 +31,16 @@ def write_photographs(folder: Path, count: int = IMAGES) -> None:
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(target / f"{i}.jpg", quality=90)
 
 
-def measure(steps: int = 10) -> dict[str, list[float]]:
+def measure() -> dict[str, list[float]]:
+    """What `times` gives in a process of its own, which is prepared as experiments are.
+
+    Raises:
+        RuntimeError: if it fails.
+    """
+    return apart("experiments.benchmarks.feeding")
+
+
+def times(steps: int = 10) -> dict[str, list[float]]:
     """Seconds of a batch read alone, of a step on images in memory, and of one that the folder feeds."""
     from jdl import train
 
@@ -71,3 +83,7 @@ def measure(steps: int = 10) -> dict[str, list[float]]:
             "a step, images in memory": of_a_step(resident),
             "a step of fit, images read meanwhile": of_a_step(folder),
         }
+
+
+if __name__ == "__main__":
+    print(json.dumps(times()))

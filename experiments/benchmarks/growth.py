@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,11 +19,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.benchmarks.harness import apart
 from experiments.benchmarks.steps import program_of
-from experiments.catalogue import ROOT
 
 STEPS = 5
 """Steps timed at each point."""
+TITLE = "How a training step grows with its work"
+NOTE = (
+    "The exponent b of cost = a size^b, a least-squares line through the logarithms of all but the smallest "
+    f"points. Of time, the shortest of {STEPS} steps at each; of memory, what the compiler lays out on one "
+    "device; of operations, those of products, counted in the program, on all devices together."
+)
 
 
 class Axis(NamedTuple):
@@ -222,12 +227,24 @@ def measure(names: Sequence[str] = ()) -> list[Curve]:
         if AXES[name].devices:
             count = max(AXES[name].sizes)
             environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
-        arguments = [sys.executable, "-m", "experiments.benchmarks.growth", name]
-        found = subprocess.run(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment)
-        if found.returncode:
-            raise RuntimeError(f"the axis {name} ended with status {found.returncode}")
-        curves.append(Curve(**json.loads(found.stdout.splitlines()[-1])))
+        curves.append(Curve(**apart("experiments.benchmarks.growth", name, environment=environment)))
     return curves
+
+
+def label(curve: Curve) -> str:
+    """What grows, and from where to where."""
+    return f"{AXES[curve.name].title}: {curve.sizes[0]} to {curve.sizes[-1]}"
+
+
+def exponents(curve: Curve) -> dict[str, float]:
+    """What is known beside the fitted exponent of time: by name, the other exponents and those expected."""
+    axis, fitted = AXES[curve.name], curve.exponents
+    return {
+        "expected of time": axis.seconds,
+        "memory": fitted["memory"],
+        "expected of memory": axis.memory,
+        "operations": fitted["flops"],
+    }
 
 
 def table(curves: Sequence[Curve]) -> str:
@@ -237,7 +254,7 @@ def table(curves: Sequence[Curve]) -> str:
         axis, fitted = AXES[each.name], each.exponents
         lines.append(
             f"{each.name:22}{fitted['seconds']:8.2f}{axis.seconds:10g}{fitted['memory']:8.2f}"
-            f"{axis.memory:10g}{fitted['flops']:12.2f}  {axis.title}, {each.sizes[0]} to {each.sizes[-1]}"
+            f"{axis.memory:10g}{fitted['flops']:12.2f}  {label(each)}"
         )
     return "\n".join(lines) + "\n"
 

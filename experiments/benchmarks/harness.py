@@ -127,7 +127,13 @@ def first_losses(step: Callable[[int], list[float]]) -> tuple[list[float], float
 
 def cores() -> int:
     """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = _allowed()
+    return os.cpu_count() or 1 if allowed is None else len(allowed)
+
+
+def _allowed() -> set[int] | None:
+    """Their numbers; None where the system does not tell."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
 
 def serve(contender: Contender) -> None:
@@ -286,8 +292,26 @@ def check_equal(workers: Sequence[Worker | Contender], tolerance: float = 1e-4) 
             )
 
 
+def apart(*arguments: str, environment: Mapping[str, str] | None = None) -> Any:
+    """What ``python -m arguments...`` prints as JSON in its last line, computed in a process of its own.
+
+    Args:
+        *arguments: what to run.
+        environment: all of its variables; this process's when None.
+
+    Raises:
+        RuntimeError: if it fails.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} ended with status {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 class OtherLoad:
-    """How busy the machine is with anything but a worker and this process.
+    """How busy the cores that this process may use are with anything but a worker and this process.
 
     Time that a virtual machine's host gave to others ("steal") counts too.
 
@@ -302,16 +326,18 @@ class OtherLoad:
         import psutil
 
         self._processes = [psutil.Process(pid), psutil.Process()]
-        self._cores = psutil.cpu_count() or 1
+        self._cores = cores()
         self._start = self._read()
 
     def _read(self) -> tuple[float, float]:
         """The time, and the processor seconds of everybody else so far."""
         import psutil
 
-        times = psutil.cpu_times()
+        times = psutil.cpu_times(percpu=True)
+        if (allowed := _allowed()) is not None and max(allowed) < len(times):
+            times = [times[core] for core in allowed]
         kinds = ("user", "nice", "system", "irq", "softirq", "steal")
-        busy = sum(getattr(times, kind, 0.0) for kind in kinds)
+        busy = sum(getattr(each, kind, 0.0) for each in times for kind in kinds)
         ours = sum(sum(process.cpu_times()[:2]) for process in set(self._processes))
         return time.perf_counter(), busy - ours
 

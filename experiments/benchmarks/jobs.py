@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,8 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import torch_gpt, torch_models
-from experiments.benchmarks.harness import cores
-from experiments.catalogue import ROOT
+from experiments.benchmarks.harness import apart, cores
 
 Seen = Callable[[float], None]
 """Takes the quality of an evaluation, and raises `Reached` where that is enough."""
@@ -163,13 +161,9 @@ def start(name: str, contender: str, seed: int) -> Done:
         environment = {**os.environ, "JDL_CACHE": str(Path(folder) / "cache")}
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         begin = time.time()
-        arguments = ["-m", "experiments.benchmarks.jobs", name, contender, str(seed), folder]
-        found = subprocess.run(
-            [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment
+        told = apart(
+            "experiments.benchmarks.jobs", name, contender, str(seed), folder, environment=environment
         )
-    if found.returncode:
-        raise RuntimeError(f"{name} in {contender} ended with status {found.returncode}")
-    told = json.loads(found.stdout.splitlines()[-1])
     seconds = None if told["reached"] is None else told["reached"] - begin
     return Done(told["label"], told["quality"], seconds)
 

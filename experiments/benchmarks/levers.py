@@ -19,7 +19,9 @@ SEVERAL = "several"
 
 PLATFORM = {
     "convolve": ("jdl.nn.convolution.convolve", "the ways in which a CPU convolves"),
-    "max-pool": ("jdl.nn.convolution.max_pool", "pooling of shifted images"),
+    "max-pool": ("jdl.nn.convolution.max_pool", "maxima of tiles and shifted images"),
+    "avg-pool": ("jdl.nn.convolution.avg_pool", "means of tiles"),
+    "transposed": ("jdl.nn.recurrence_scan._recur_backward", "a recurrent kernel transposed once"),
     "halve": ("jdl.nn.doubling.halve", "halving convolutions as products"),
     "double": ("jdl.nn.doubling.double", "doubling convolutions as products"),
     "residual": ("jdl.nn.residual.residual", "residual sums computed once"),

@@ -168,6 +168,8 @@ class Benchmark:
         note: anything a reader must know to compare the figures.
         commit: what `commit` gives, "" where it is not known.
         base: the label of the row that the others hold and add something to, or None.
+        earlier: what was measured by this name before, on the same kind of machine, oldest first: ``date``,
+            ``commit``, ``jax`` and, by label, ``medians``.
     """
 
     name: str
@@ -184,9 +186,14 @@ class Benchmark:
     note: str = ""
     commit: str = ""
     base: str | None = None
+    earlier: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         _check_common(self)
+        for each in self.earlier:
+            fields = {"date", "commit", "jax", "medians"}
+            _require(each.keys() == fields, self, f"an earlier measurement has {sorted(each)}")
+            _require(all(map(_finite, each["medians"].values())), self, "an earlier median is not finite")
         labels = [row.label for row in self.rows]
         _require(bool(labels), self, "a benchmark needs rows")
         _require(len(set(labels)) == len(labels), self, f"rows repeat: {labels}")
@@ -224,6 +231,28 @@ class Benchmark:
         """The peer that the subject has least of an advantage over, or None where it has no peers."""
         peers = [r for r in self.rows if self.subject and not r.label.startswith(self.subject)]
         return min(peers, key=lambda r: self.ratio(r) or 0.0, default=None)
+
+    @property
+    def past(self) -> list[tuple[str, float]]:
+        """Of earlier measurements beside peers, the date, and how many times as good the subject was."""
+        found = []
+        for each in self.earlier:
+            medians = dict(each["medians"])
+            ours = medians.get(self.subject or "")
+            theirs = [x for label, x in medians.items() if not label.startswith(self.subject or label)]
+            if ours and theirs:
+                best = min(theirs) / ours if self.goal == "min" else ours / max(theirs)
+                found.append((each["date"], best))
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """What later measurements keep of this one."""
+        return {
+            "date": self.date,
+            "commit": self.commit,
+            "jax": self.device["jax"],
+            "medians": {row.label: row.median for row in self.rows},
+        }
 
     def added(self, row: Row) -> tuple[float, float] | None:
         """What a row adds to the base: in the unit, and in percent of it."""
@@ -322,14 +351,14 @@ def module_of(command: str) -> str | None:
 def to_json(entry: Entry) -> str:
     """The text of an entry's file: the kind first, then the fields in their order.
 
-    A commit or base that there is not is left out.
+    A commit, base or earlier measurement that there is not is left out.
 
     Raises:
         ValueError: where a value is something that JSON does not hold, such as NaN.
     """
     kind = next(kind for kind, cls in KINDS.items() if isinstance(entry, cls))
     tree = {"kind": kind, **dataclasses.asdict(entry)}
-    tree = {name: x for name, x in tree.items() if x or name not in ("commit", "base")}
+    tree = {name: x for name, x in tree.items() if x or name not in ("commit", "base", "earlier")}
     try:
         return json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
@@ -352,7 +381,7 @@ def from_json(text: str) -> Entry:
         raise ValueError(f"unknown fields: {', '.join(wrong)}")
     if missing := sorted(needed - set(tree)):
         raise ValueError(f"missing fields: {', '.join(missing)}")
-    for field in ("seeds", "values", "seconds", "energy_wh"):
+    for field in ("seeds", "values", "seconds", "energy_wh", "earlier"):
         if isinstance(tree.get(field), list):
             tree[field] = tuple(tree[field])
     if tree.get("published") is not None:
@@ -380,12 +409,13 @@ def machine(device: Mapping[str, Any]) -> str:
 def record(entry: Entry, folder: Path = RESULTS) -> Path:
     """Writes an entry to its file, whole or not at all, over an earlier one of the same name.
 
-    Where that is a benchmark of another `machine`, both are kept: the new name ends in the new machine's.
+    Where that is a benchmark, its medians are kept among the ``earlier`` ones; where it is of another
+    `machine`, both are kept whole: the new name ends in the new machine's.
 
     Returns:
         The file's path.
     """
-    entry = _apart(entry, folder)
+    entry = _after(entry, folder)
     text = to_json(entry)
     if from_json(text) != entry:
         raise ValueError(f"{entry.name}: config or device holds what JSON gives back as something else")
@@ -397,15 +427,20 @@ def record(entry: Entry, folder: Path = RESULTS) -> Path:
     return path
 
 
-def _apart(entry: Entry, folder: Path) -> Entry:
-    """The entry, by a name of its own if that which it has is taken by a benchmark of another machine."""
+def _after(entry: Entry, folder: Path) -> Entry:
+    """A benchmark with those before it, by a name of its own if its name is that of another machine's."""
     path = folder / f"{entry.name}.json"
     if not isinstance(entry, Benchmark) or not path.is_file():
         return entry
-    earlier, here = from_json(path.read_text(encoding="utf-8")), machine(entry.device)
-    if not isinstance(earlier, Benchmark) or machine(earlier.device) == here:
+    before, here = from_json(path.read_text(encoding="utf-8")), machine(entry.device)
+    if not isinstance(before, Benchmark):
         return entry
-    return dataclasses.replace(entry, name=f"{entry.name}_{re.sub(r'[^a-z0-9]+', '_', here.lower())}")
+    if machine(before.device) != here:
+        suffix = re.sub(r"[^a-z0-9]+", "_", here.lower())
+        return _after(dataclasses.replace(entry, name=f"{entry.name}_{suffix}"), folder)
+    if dataclasses.replace(before, earlier=()) == dataclasses.replace(entry, earlier=()):
+        return before
+    return dataclasses.replace(entry, earlier=(*before.earlier, before.summary()))
 
 
 def read(folder: Path = RESULTS) -> list[Entry]:

@@ -175,6 +175,9 @@ def render(entries: Sequence[Entry]) -> str:
         lines += ["", f"`{b.command}`, {b.date}: {_device(b.device, b.commit)}."]
         if b.note:
             lines += [b.note]
+        if b.past:
+            past = ", ".join(f"{ratio:.2f} ({date})" for date, ratio in b.past)
+            lines += [f"Beside the best peer, measured earlier: {past}."]
     return "\n".join(lines + _estimates([e for e in entries if isinstance(e, Estimate)])) + "\n"
 
 

@@ -2,13 +2,14 @@
 
 A `jdl.core.Decoder` is a model as pure functions, and `decoder` makes one of a module; a sampler is a pure
 function on logits. `generate` writes after a batch of ragged prompts in one compiled loop, `stream` yields
-the tokens as they come, `beam_search` looks for the most likely text, and `speculative` has a small model
-guess ahead for a large one. `sample_map` draws maps of symbols, such as images, place by place.
+the tokens as they come, `endless` goes on when the context is full, `beam_search` looks for the most likely
+text, and `speculative` has a small model guess ahead for a large one. `sample_map` draws maps of symbols,
+such as images, place by place.
 """
 
 from jdl.generation.beam import Beams, beam_search, gnmt, per_token
 from jdl.generation.decoder import decoder
-from jdl.generation.generate import Generated, generate, stream
+from jdl.generation.generate import Generated, endless, generate, stream
 from jdl.generation.maps import sample_map
 from jdl.generation.penalties import (
     banned,
@@ -34,6 +35,7 @@ __all__ = [
     "beam_search",
     "chain",
     "decoder",
+    "endless",
     "frequency_penalty",
     "generate",
     "gnmt",

@@ -1,4 +1,4 @@
-"""Writing token after token: `generate` at once, `stream` as the tokens come.
+"""Writing token after token: `generate` at once, `stream` as the tokens come, `endless` beyond the context.
 
 Axes: B rows, S places of a row, N tokens to write, V vocabulary.
 """
@@ -6,6 +6,7 @@ Axes: B rows, S places of a row, N tokens to write, V vocabulary.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from jdl.generation.session import (
     draw,
     last_tokens,
     log_prob,
+    row_keys,
     write,
 )
 
@@ -177,6 +179,72 @@ def _streamed(request: Request, every: int) -> Iterator[np.ndarray]:
             yield np.where(at_B < lengths_B, tokens_BS[np.arange(len(at_B)), at_B % tokens_BS.shape[1]], -1)
         if is_over:
             return
+
+
+def endless(
+    decoder: Decoder, prompt: Any, key: Array | int, sampler: Sampler, *, context: int
+) -> Iterator[int]:
+    """Writes after one prompt for as long as tokens are asked for; the model sees the last of them.
+
+    The cache is filled to the last place, then the last half of what it holds is read into an empty one, and
+    so on: reading costs less than one position for each token written, where a window that moves with every
+    token would have to be read anew for each. Of a prompt that is longer than the context its end is read.
+
+    Args:
+        decoder: the model (`jdl.generation.decoder`).
+        prompt: integers [T].
+        key: for the draws, or a seed.
+        sampler: as in `generate`. What it knows of the text is what the model sees of it; tokens that the
+            model reads again count as part of the prompt.
+        context: positions that the model sees, at least 2.
+
+    Yields:
+        The next token.
+
+    Raises:
+        ValueError: as `generate`, at the call.
+
+    Example:
+        >>> import itertools
+        >>> from jdl.core import Decoder
+        >>> from jdl.generation import greedy
+        >>> def extend(cache, tokens, lengths=None):
+        ...     return 9.0 * jax.nn.one_hot((tokens + 1) % 8, 8), cache
+        >>> counting = Decoder(lambda batch_size, length: jnp.zeros(batch_size), extend)
+        >>> list(itertools.islice(endless(counting, [3], 0, greedy, context=4), 12))
+        [4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7]
+    """
+    context = whole("context", context, 2)
+    tokens = np.asarray(prompt)
+    if tokens.ndim != 1:
+        raise ValueError(f"endless writes after one prompt, integers [T]; got shape {tokens.shape}")
+    (key,) = row_keys(key, 1)
+
+    def part(i: int, tokens: np.ndarray) -> Iterator[np.ndarray]:
+        return stream(
+            decoder,
+            tokens[None],
+            jax.random.fold_in(key, i),
+            sampler,
+            max_new_tokens=context + 1 - len(tokens),
+            capacity=context,
+        )
+
+    def written(tokens: np.ndarray, more: Iterator[np.ndarray]) -> Iterator[int]:
+        for i in itertools.count(1):
+            known = tokens.tolist()
+            for (token,) in more:
+                known.append(int(token))
+                yield known[-1]
+            if len(known) <= context:
+                return  # nothing was left to choose
+            tokens = np.asarray(known[-(context // 2) :], np.int32)
+            more = part(i, tokens)
+
+    if len(tokens) > context:
+        tokens = tokens[-(context // 2) :]
+    # The first part is begun here, so that a bad request is refused at the call.
+    return written(tokens, part(0, tokens))
 
 
 @jax.jit

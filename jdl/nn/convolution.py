@@ -409,19 +409,19 @@ def max_pool(
     """
     strides = strides or window
     pads = ((padding, padding),) * 2 if isinstance(padding, int) else padding
-    tiles = _tiles(x_BHWC, window) if strides == window and not np.any(pads) else None
-    if tiles is not None:
-        return _max_of_tiles(tiles)
+    is_tiled = strides == window and not np.any(pads) and _tiles(x_BHWC, window) is not None
 
-    def shifted(x: jax.Array) -> jax.Array:
+    def on_cpu(x: jax.Array) -> jax.Array:
+        if is_tiled:
+            return _max_of_tiles(_tiles(x, window))
         return _largest(tuple(_at_each_position(x, window, strides, pads, fill=-jnp.inf)))
 
     def plain(x: jax.Array) -> jax.Array:
         return linen.max_pool(x, window, strides, pads)
 
     if not jnp.issubdtype(x_BHWC.dtype, jnp.floating):
-        return plain(x_BHWC)
-    return lax.platform_dependent(x_BHWC, cpu=shifted, default=plain)
+        return on_cpu(x_BHWC) if is_tiled else plain(x_BHWC)
+    return lax.platform_dependent(x_BHWC, cpu=on_cpu, default=plain)
 
 
 def avg_pool(
@@ -434,8 +434,13 @@ def avg_pool(
         [[2.5, 4.5], [10.5, 12.5]]
     """
     strides = strides or window
-    tiles = _tiles(x_BHWC, window) if strides == window and not padding else None
-    if tiles is not None:
-        return jnp.mean(tiles, (2, 4))
     pads = ((padding, padding), (padding, padding))
-    return linen.avg_pool(x_BHWC, window, strides, pads)
+
+    def plain(x: jax.Array) -> jax.Array:
+        return linen.avg_pool(x, window, strides, pads)
+
+    def on_cpu(x: jax.Array) -> jax.Array:
+        tiles = _tiles(x, window) if strides == window and not padding else None
+        return plain(x) if tiles is None else jnp.mean(tiles, (2, 4))
+
+    return lax.platform_dependent(x_BHWC, cpu=on_cpu, default=plain)

@@ -162,8 +162,10 @@ def _recur_backward(cell: Cell, how: How, kept: Any, gradients: Any) -> Any:
     d_h_TBH, d_last = gradients
     after = (h_TBH, *others)
     before = tuple(_before(x, x_0, real_TB, how.reverse) for x, x_0 in zip(after, first, strict=True))
-    # Transposed once, not at every step.
-    kernel_GH = lax.optimization_barrier(kernel_HG.T)
+    # On a CPU transposed once, not at every step.
+    kernel_GH = lax.platform_dependent(
+        kernel_HG, cpu=lambda kernel: lax.optimization_barrier(kernel.T), default=jnp.transpose
+    )
 
     def step(d_after: Carry, given: Any) -> Any:
         d_h_BH, saved, before, after, real_B = given

@@ -116,9 +116,14 @@ def _is_known(flag: str) -> bool:
     if flag not in known:
         script = "import jax; jax.devices()"
         environment = {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
-        done = subprocess.run(
-            [sys.executable, "-c", script], env=environment, capture_output=True, check=False
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", script], env=environment, capture_output=True, timeout=60, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+        if done.returncode and b"flag" not in done.stderr.lower():
+            return False  # It failed for another reason, so the next process asks again.
         known[flag] = done.returncode == 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -222,12 +222,48 @@ def test_other_load_is_seen():
 
 
 def test_time_that_the_host_gives_to_others_is_other_load(monkeypatch):
-    times = psutil.cpu_times()
-    if not hasattr(times, "steal"):
+    times = psutil.cpu_times(percpu=True)
+    if not hasattr(times[0], "steal"):
         pytest.skip("only Linux tells it")
-    reads = iter([times, times._replace(steal=times.steal + 1e6)])
-    monkeypatch.setattr(psutil, "cpu_times", lambda: next(reads))
-    assert harness.OtherLoad(os.getpid()).share() > 1
+    allowed, other = max(os.sched_getaffinity(0)), len(times)
+    for stolen, is_seen in ((allowed, True), (other, False)):
+        after = [*times, times[0]]
+        after[stolen] = after[stolen]._replace(steal=after[stolen].steal + 1e6)
+        reads = iter([[*times, times[0]], after])
+        monkeypatch.setattr(psutil, "cpu_times", lambda percpu, reads=reads: next(reads))
+        assert (harness.OtherLoad(os.getpid()).share() > 1) == is_seen
+
+
+def test_a_workload_that_fails_keeps_none_of_the_others_from_being_measured(tmp_path, monkeypatch, capsys):
+    def fail(name, options):
+        raise RuntimeError("other programs took more than 10%")
+
+    entry = command_line.report.entry(
+        "y", "Y", "time", "ms", {"jdl": [1.0]}, "python -m experiments.benchmarks"
+    )
+    monkeypatch.setitem(command_line.OTHERS, "growth", fail)
+    monkeypatch.setitem(command_line.OTHERS, "startup", lambda name, options: [entry])
+    assert main(["growth", "startup", "--out", str(tmp_path)]) == 1
+    assert (tmp_path / "entries" / "y.json").is_file()
+    assert "growth is not measured: other programs" in capsys.readouterr().err
+    assert main(["startup", "--out", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--minutes", "nan"], "must be a number above 0"),
+        (["--minutes", "0"], "must be a number above 0"),
+        (["--tolerate", "-1"], "must be a number above 0"),
+        (["lenet_job", "--seeds"], "expected at least one argument"),
+        (["--out", "/proc/nowhere"], "--out /proc/nowhere"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused_before_anything_runs(arguments, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
 
 
 def test_starts_are_repeated_with_empty_caches_and_with_a_full_one(tmp_path, monkeypatch):
@@ -279,7 +315,7 @@ def test_what_fit_adds_is_told_by_how_it_dispatches(monkeypatch, capsys):
         assert "| 50.0 | 50.0 |" in ledger.render([entry])
 
 
-def test_a_job_that_missed_its_target_is_not_recorded(monkeypatch, capsys):
+def test_a_job_that_missed_its_target_is_not_recorded(monkeypatch):
     job = jobs.JOBS["gpt_job"]
     done = {0: 10.0, 1: 20.0, 2: 30.0}
     monkeypatch.setattr(jobs, "start", lambda name, who, seed: jobs.Done(who, job.target, done[seed]))
@@ -288,8 +324,8 @@ def test_a_job_that_missed_its_target_is_not_recorded(monkeypatch, capsys):
     assert entry.rows[0].samples == (10.0, 20.0, 30.0)
     assert "empty cache" in entry.note
     done[2] = None
-    assert command_line.measure_job("gpt_job", options) == []
-    assert "not every run came to the target" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match="not every run came to the target"):
+        command_line.measure_job("gpt_job", options)
 
 
 def test_blocks_under_other_load_are_not_kept(monkeypatch):
@@ -310,7 +346,7 @@ def test_the_levers_of_a_step_are_found_by_tracing_it():
     found = {name: set(levers.used(workloads.draw(TINY[name]))) for name in ("mlp", "gru", "vae")}
     always = {"memory", "caller", "flags", "donation"}
     assert found["mlp"] == always | {"several", "flat"}
-    assert found["gru"] == always | {"several", "recurrence", "flat"}
+    assert found["gru"] == always | {"several", "recurrence", "transposed", "flat"}
     assert "recurrence" not in found["vae"]
     assert "residual" in levers.used(workloads.draw(TINY["gpt"]))
     assert {"convolve", "tiles"} <= set(levers.used(workloads.draw(TINY["lenet"])))
@@ -437,7 +473,8 @@ def test_unknown_names_are_refused(arguments, capsys):
 
 
 def test_peers_that_are_not_there_are_left_out_in_words(monkeypatch, capsys):
-    monkeypatch.setattr(command_line.importlib.util, "find_spec", lambda name: None)
+    there = ("psutil", "matplotlib")
+    monkeypatch.setattr(command_line.importlib.util, "find_spec", lambda name: name in there or None)
     options = command_line._parse(["mlp", "--peers", "keras,torch"])
     assert options.peers == []
     assert "keras is left out" in capsys.readouterr().out

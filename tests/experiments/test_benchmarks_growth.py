@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from experiments import ledger
+from experiments.benchmarks import __main__ as command_line
 from experiments.benchmarks import growth
 
 SMALL = growth.Axis("width of a small MLP", (8, 16, 32), lambda n: growth._mlp(4, n, n, n, 3), 2, 2)
@@ -37,6 +39,18 @@ def test_points_are_measured_written_and_drawn(tmp_path, monkeypatch):
     assert kept["fitted"] == pytest.approx(found.exponents)
     assert paths[1].stat().st_size > 1000
     assert "small" in growth.table([found])
+
+
+def test_the_exponents_are_an_entry_of_the_ledger(tmp_path, monkeypatch):
+    curves = [growth.Curve("width", [1, 2, 4, 8], [1.0, 2.0, 8.0, 32.0], [1, 2, 4, 8], [1, 4, 16, 64])]
+    monkeypatch.setattr(growth, "measure", lambda: curves)
+    options = command_line._parse(["growth", "--out", str(tmp_path)])
+    (entry,) = command_line.measure_growth("growth", options)
+    assert ledger.read(ledger.record(entry, tmp_path / "entries").parent) == [entry]
+    (row,) = entry.rows
+    assert row.label == "width of an MLP of 3 layers: 1 to 8"
+    assert row.samples == pytest.approx((2.0,))
+    assert row.more == {"expected of time": 2, "memory": 1.0, "expected of memory": 2, "operations": 2.0}
 
 
 @pytest.mark.parametrize("name", growth.AXES)

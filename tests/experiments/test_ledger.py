@@ -156,6 +156,22 @@ def test_figures_of_another_machine_are_kept_beside(tmp_path):
     assert sum(entry.group == RESULT.group for entry in ledger.read(tmp_path)) == 1
 
 
+def test_earlier_medians_are_kept(tmp_path):
+    faster = dataclasses.replace(
+        BENCHMARK, rows=(ledger.Row("jdl", (1.0,)), ledger.Row("peer", (3.0,))), date="2026-03-01"
+    )
+    last = dataclasses.replace(faster, date="2026-04-01")
+    for entry in (BENCHMARK, faster, faster, last):  # the same twice is one
+        ledger.record(entry, tmp_path)
+    (kept,) = ledger.read(tmp_path)
+    assert [each["date"] for each in kept.earlier] == ["2026-01-31", "2026-03-01"]
+    assert kept.earlier[0]["medians"] == {"jdl": 2.0, "peer": 3.0}
+    assert kept.past == [("2026-01-31", pytest.approx(1.5)), ("2026-03-01", pytest.approx(3.0))]
+    assert "measured earlier: 1.50 (2026-01-31), 3.00 (2026-03-01)." in ledger.render([kept])
+    with pytest.raises(ValueError, match="an earlier measurement has"):
+        dataclasses.replace(BENCHMARK, earlier=({"date": "2026-01-31"},))
+
+
 def test_report_shows_published_beside_ours():
     text = ledger.render([RESULT, BENCHMARK])
     assert (

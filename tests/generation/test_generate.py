@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 from jax.tree_util import Partial
 
 from jdl.core import Decoder
-from jdl.generation import banned, chain, decoder, generate, greedy, min_length, stream, temperature, top_p
+from jdl.generation import (
+    banned,
+    chain,
+    decoder,
+    endless,
+    generate,
+    greedy,
+    min_length,
+    stream,
+    temperature,
+    top_p,
+)
 from tests.generation.standins import (
     V,
     attentive,
@@ -176,6 +187,51 @@ def test_stream_may_be_left_at_any_time_and_checks_at_the_call():
         stream(attentive(), [], 0, greedy, max_new_tokens=2)
     with pytest.raises(ValueError, match="every must be at least 1"):
         stream(attentive(), [[1]], 0, greedy, max_new_tokens=2, every=0)
+
+
+def test_endless_goes_on_from_the_last_half_of_a_full_context():
+    known, expected = [1, 2, 3], []
+    while len(expected) < 20:
+        if len(known) == 9:
+            known = known[-4:]
+        (token,), *_ = by_hand(attentive_logits, known, 1)
+        known.append(token)
+        expected.append(token)
+    assert list(itertools.islice(endless(attentive(), [1, 2, 3], 0, greedy, context=8), 20)) == expected
+
+
+def test_endless_reads_the_end_of_a_longer_prompt():
+    long = [0, 5, 6, 1, 4, 2, 1, 3, 2]
+    ended, short = (list(itertools.islice(endless(attentive(), text, 1, SAMPLER, context=8), 30))
+                    for text in (long, long[-4:]))  # fmt: skip
+    assert ended == short
+    other = itertools.islice(endless(attentive(), long, jax.random.key(2), SAMPLER, context=8), 30)
+    assert list(other) != ended
+
+
+def test_endless_draws_anew_after_each_turn_of_the_context():
+    uniform = itertools.islice(endless(recurrent(), [1], 0, temperature(1e6), context=2), 200)
+    counts = np.bincount(list(uniform), minlength=V)
+    assert counts.min() > 0.4 * 200 / V
+
+
+def test_endless_ends_where_nothing_is_left_to_choose():
+    nothing = banned(range(V))
+    assert list(endless(attentive(), [1], 0, nothing, context=8)) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "context", "words"),
+    [
+        ([[1], [2]], 8, r"after one prompt, integers \[T\]; got shape \(2, 1\)"),
+        ([], 8, "empty"),
+        ([1], 1, "context must be a whole number, at least 2"),
+        ([V], 8, "prompts"),
+    ],
+)
+def test_endless_refuses_at_the_call(prompt, context, words):
+    with pytest.raises(ValueError, match=words):
+        endless(attentive(), prompt, 0, greedy, context=context)
 
 
 def test_a_row_with_nothing_to_choose_ends_and_says_so():

@@ -14,7 +14,7 @@ from jax import lax
 from jdl import models
 from jdl.core import Array
 from jdl.models import LeNet5
-from jdl.nn import Conv, convolution, max_pool
+from jdl.nn import LSTM, Conv, avg_pool, convolution, max_pool
 from jdl.nn.convolution import banded_convolution, convolve
 from jdl.nn.doubling import double, halve
 from jdl.nn.linear import flat_dot_general
@@ -303,6 +303,24 @@ def test_accelerators_get_convolutions(platform):
     assert program.count("stablehlo.dot_general") <= 9
 
 
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_resnet18_trains_by_convolutions_on_accelerators(platform):
+    """No banded matrices, no sums of shifted images: every convolution and its two gradients are one each."""
+    model, x = models.resnet(18, 10, stem="cifar"), jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+
+    def loss(params, rest, x):
+        logits, changed = model.apply({"params": params, **rest}, x, train=True, mutable=["batch_stats"])
+        return logits.var(), changed
+
+    rest = {name: tree for name, tree in variables.items() if name != "params"}
+    gradient = jax.jit(jax.grad(loss, has_aux=True))
+    program = jax.export.export(gradient, platforms=[platform])(variables["params"], rest, x).mlir_module()
+    # 17 of 3x3 and three shortcuts of 1x1; nobody asks for the gradient of the images.
+    assert program.count("stablehlo.convolution") == 3 * 20 - 1
+    assert program.count("stablehlo.dot_general") == 3  # the last layer
+
+
 @pytest.mark.parametrize(
     ("function", "images", "kernel", "operation"),
     [
@@ -312,12 +330,15 @@ def test_accelerators_get_convolutions(platform):
         ("halving", (2, 6, 6, 16), (4, 4, 16, 8), "convolution"),
         ("doubling", (2, 6, 6, 16), (4, 4, 16, 8), "convolution"),
         ("overlapping maxima", (2, 7, 7, 16), None, "reduce_window"),
+        ("maxima", (2, 6, 6, 16), None, "reduce_window"),
     ],
 )
 def test_each_formulation_is_one_operation_for_a_tpu_and_none_for_a_cpu(function, images, kernel, operation):
     def call(x, *w):
         if function == "overlapping maxima":
             return max_pool(x, (3, 3), (2, 2))
+        if function == "maxima":
+            return max_pool(x, (2, 2))
         if function in ("halving", "doubling"):
             return {"halving": halve, "doubling": double}[function](x, *w)
         groups = images[-1] if function == "depthwise" else 1
@@ -332,6 +353,23 @@ def test_each_formulation_is_one_operation_for_a_tpu_and_none_for_a_cpu(function
         found[platform] = sorted(set(re.findall(r"stablehlo\.(\w+)", program)) - aside)
     assert found["tpu"] == found["cuda"] == [operation]
     assert operation not in found["cpu"]
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_means_are_windows_for_an_accelerator(platform):
+    call = jax.jit(lambda x: avg_pool(x, (2, 2)))
+    program = jax.export.export(call, platforms=[platform])(jnp.ones((2, 6, 6, 16))).mlir_module()
+    assert "stablehlo.reduce_window" in program
+    assert "stablehlo.reshape" not in program
+
+
+@pytest.mark.parametrize(("platform", "barriers"), [("tpu", 0), ("cuda", 0), ("cpu", 1)])
+def test_recurrences_transpose_their_kernel_apart_on_a_cpu_alone(platform, barriers):
+    layer, x = LSTM(4), jnp.ones((2, 3, 5))
+    variables = layer.init(jax.random.key(0), x)
+    gradient = jax.jit(jax.grad(lambda v: jax.tree.leaves(layer.apply(v, x))[0].sum()))
+    program = jax.export.export(gradient, platforms=[platform])(variables).mlir_module()
+    assert program.count("stablehlo.optimization_barrier") == barriers
 
 
 def test_what_comes_before_a_convolution_is_computed_once():

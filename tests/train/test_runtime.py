@@ -124,6 +124,20 @@ def test_an_unknown_flag_is_never_used(tmp_path, monkeypatch):
     assert not runtime._is_known("--xla_no_such_flag_there_is=true")
 
 
+@pytest.mark.parametrize("how", ["killed", "slow"])
+def test_what_could_not_be_asked_is_asked_again(tmp_path, monkeypatch, how):
+    def run(command, **options):
+        if how == "slow":
+            raise subprocess.TimeoutExpired(command, options["timeout"])
+        return subprocess.CompletedProcess(command, -9, b"", b"")
+
+    monkeypatch.setenv("JDL_CACHE", str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime.subprocess, "run", run)
+        assert not runtime._is_known(runtime.CPU_FLAGS[0])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("text", ["", "not json", "[]"])
 def test_a_spoilt_note_of_flags_does_no_harm(tmp_path, monkeypatch, text):
     monkeypatch.setenv("JDL_CACHE", str(tmp_path))
