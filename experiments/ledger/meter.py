@@ -24,7 +24,7 @@ def device_description() -> dict[str, Any]:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS
         cores = os.cpu_count() or 1
-    description: dict[str, Any] = {"processor": _processor(), "cores": cores}
+    description: dict[str, Any] = {"processor": _processor(), **_generation(), "cores": cores}
     with contextlib.suppress(ValueError, OSError, AttributeError):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         description["memory_gib"] = round(memory / 2**30, 1)
@@ -63,6 +63,18 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _generation() -> dict[str, str]:
+    """Which of the processors of that name it is, and its widest instructions, where Linux tells."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        if "cpu family" in told:
+            wide = [x for x in ("avx2", "avx512f", "amx_bf16") if x in told.get("flags", "").split()]
+            number = "-".join(told.get(name, "?") for name in ("cpu family", "model", "stepping"))
+            return {"family_model_stepping": number, "instructions": " ".join(wide)}
+    return {}
 
 
 WATTS_A_CORE = 5.0

@@ -82,7 +82,7 @@ def convolve(
 
     def convolution_on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
         # The gradient of the kernel would compute what comes before again, back to the convolution before,
-        # in the order of a transposed x: a quarter of a ResNet's step.
+        # in the order of a transposed x: a fifth of a ResNet-20's step.
         x = materialized(x)
         if (
             is_dilated

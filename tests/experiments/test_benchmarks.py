@@ -131,6 +131,17 @@ def test_a_different_model_is_found_out():
         harness.check_equal([two_a_step, two_a_step._replace(losses=[1.0] * 5 + [1.2])], 0.05)
 
 
+@pytest.mark.parametrize("name", ["mlp", "gpt", "resnet20"])
+def test_another_optimiser_is_found_out(name):
+    drawn = workloads.draw(TINY[name])
+    other = {"adam": "sgd", "adamw": "sgd", "sgd": "adam"}[drawn.workload.optimizer]
+    changed = drawn._replace(workload=drawn.workload._replace(optimizer=other))
+    both = [contenders.contender("jdl", each) for each in (drawn, changed)]
+    harness.check_equal([both[0], both[0]], drawn.workload.tolerance)
+    with pytest.raises(ValueError, match="starts with the losses"):
+        harness.check_equal(both, drawn.workload.tolerance)
+
+
 def test_contenders_that_write_other_tokens_are_found_out():
     same = harness.Contender("one", 3, [5.0] * 100, lambda n: 0.0, 0.0)
     decoding.check_same([same, same._replace(losses=[5.0] * 91 + [6.0] * 9)])
