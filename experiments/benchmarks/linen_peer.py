@@ -139,8 +139,8 @@ def _network(given: Given) -> Any:
     return _resnet(len({name.split(".")[1] for name in given.weights if name.startswith("layer1.")}))
 
 
-def linen(given: Given) -> Contender:
-    """The workload in plain Flax."""
+def train_step(given: Given) -> tuple[Any, Any, Any]:
+    """A training step of the workload in plain Flax: the jitted function, its state, and a batch."""
     import jax
     import optax
     from flax.training import train_state
@@ -151,7 +151,7 @@ def linen(given: Given) -> Contender:
         batch_stats: Any
 
     @jax.jit
-    def train_step(state: TrainState, inputs: jax.Array, labels: jax.Array) -> tuple[TrainState, jax.Array]:
+    def step(state: TrainState, inputs: jax.Array, labels: jax.Array) -> tuple[TrainState, jax.Array]:
         def loss(params: Any) -> Any:
             logits, changed = state.apply_fn(
                 {"params": params, **state.batch_stats}, inputs, train=True, mutable=["batch_stats"]
@@ -162,17 +162,25 @@ def linen(given: Given) -> Contender:
         return state.apply_gradients(grads=grads, batch_stats=changed), value
 
     model = _network(given)
-    batches = [jax.device_put(batch) for batch in given.batches]
-    shapes = jax.eval_shape(model.init, jax.random.key(0), batches[0][0])
+    shapes = jax.eval_shape(model.init, jax.random.key(0), given.batches[0][0])
     variables = jax.device_put(interop.load_weights(shapes, given.weights, given.workload.rules))
     params = variables.pop("params")
     state = TrainState.create(
         apply_fn=model.apply, params=params, tx=given.workload.tx(), batch_stats=variables
     )
+    return step, state, given.batches[0]
+
+
+def linen(given: Given) -> Contender:
+    """The workload in plain Flax."""
+    import jax
+
+    advance, state, _ = train_step(given)
+    batches = [jax.device_put(batch) for batch in given.batches]
 
     def step(i: int) -> jax.Array:
         nonlocal state
-        state, value = train_step(state, *batches[i % len(batches)])
+        state, value = advance(state, *batches[i % len(batches)])
         return value
 
     losses, first_step = first_losses(lambda i: [float(step(i))])
@@ -184,5 +192,5 @@ def linen(given: Given) -> Contender:
         jax.block_until_ready(state)
         return time.perf_counter() - start
 
-    parameters = sum(x.size for x in jax.tree.leaves(params))
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
     return Contender("Flax, TrainState", parameters, losses, run, first_step, jax_memory())

@@ -78,8 +78,12 @@ QUIETLY = {
 }
 """Environment of a libtpu that only compiles: it asks no network where it is, and locks no device."""
 
-ONE_HOST = ("v5e:2x4", "v6e:2x4")
-"""Topologies of eight chips that one host has; libtpu would make two of it."""
+ONE_HOST = {
+    f"{chip}:{shape}": bounds
+    for chip in ("v5e", "v6e")
+    for shape, bounds in (("1x1", (1, 1, 1)), ("2x4", (2, 4, 1)))
+}
+"""Topologies that one host has, and its chips; libtpu would have four on each."""
 EXAMPLES = ("v5e:1x1", "v5e:2x4", "v5e:16x16", "v6e:2x4", "v5p:2x2x1", "v5p:8x8x16", "v4:2x2x1")
 
 
@@ -186,7 +190,7 @@ def topology(name: str) -> list[Any]:
     from jax.experimental import topologies
 
     try:
-        whole = {"chips_per_host_bounds": (2, 4, 1)} if name in ONE_HOST else {}
+        whole = {"chips_per_host_bounds": ONE_HOST[name]} if name in ONE_HOST else {}
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **whole).devices)
     except Exception as error:
         reason = str(error).strip().splitlines()[0].partition(": ")[2]

@@ -333,6 +333,7 @@ def test_topologies_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("libtpu") is not None:
         with pytest.raises(ValueError, match="no topology is called 'v5e:3x3'.*some are v5e:1x1"):
             train.topology("v5e:3x3")
+        assert [len(train.topology(name)) for name in ("v5e:1x1", "v5e:2x4")] == [1, 8]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'pip install -e "\.\[tpu\]"'):
         train.topology("v5e:2x2")
