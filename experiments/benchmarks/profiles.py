@@ -3,8 +3,8 @@
 ``python -m experiments.benchmarks.profiles WORKLOAD CONTENDER FOLDER`` is a process that profiles one
 contender; ``python -m experiments.benchmarks gpt --profile`` sets jdl beside PyTorch.
 
-Time is that of the operation itself, without those that it calls, on one of the threads: an operation that
-keeps all cores busy counts once.
+All is measured on one core: there operations run one after another, and their times add up to that of the
+step. On several, XLA:CPU hands convolutions to other threads and its profiler sees only the handing over.
 """
 
 from __future__ import annotations
@@ -34,11 +34,10 @@ ELSE = "elementwise, and all else"
 OUTSIDE = "outside the model: optimiser, checks, metrics, choice of tokens"
 KINDS = (CONVOLUTIONS, GRADIENTS, PRODUCTS, SUMS, COPIES, ELSE, OUTSIDE)
 
-WHOLE = "the whole step, without the profiler"
+WHOLE = "the whole step on one core, without the profiler"
 NOTE = (
-    "Rows of kinds are sums over operations; below them the longest operations of each. An operation's time "
-    "is its own, without those that it calls; one that keeps all cores busy counts once, and those that run "
-    "at the same time on several threads count each, so that sums may be more than the whole."
+    "On one core, where operations run one after another. Rows of kinds are sums over operations; below them "
+    "the longest operations of each. An operation's time is its own, without those that it calls."
 )
 SECONDS, ROUNDS, LONGEST = 2.0, 3, 8
 """How long a contender is profiled, how often, and how many of its operations are named."""
@@ -279,7 +278,9 @@ def profiled(made: Contender, profile: Callable[[int], list[Spent]], seconds: fl
 
 
 def main(name: str, who: str, folder: str, programs: str) -> None:
-    """Profiles a contender, and prints what it came to."""
+    """Profiles a contender on one core, and prints what it came to."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     if name == "decoding":
         made = decoding.CONTENDERS[who](Path(folder))
     else:
