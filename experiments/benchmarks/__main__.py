@@ -558,7 +558,7 @@ def measure_profile(name: str, options: argparse.Namespace) -> list[ledger.Bench
         samples = {profiles.WHOLE: ours.step, **ours.kinds}
         beside = {} if theirs is None else {profiles.WHOLE: theirs.step, **theirs.kinds}
         more = {label: {"PyTorch, ms": statistics.median(times)} for label, times in beside.items()}
-        for label in beside.keys() - samples.keys():
+        for label in sorted(beside.keys() - samples.keys()):
             samples[label] = [0.0]
         for who, each in found.items():
             for operation, times in each.operations.items():

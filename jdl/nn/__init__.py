@@ -9,6 +9,7 @@ from jdl.nn.linear import Dense, as_float
 from jdl.nn.moe import Experts, MixtureOfExperts
 from jdl.nn.multihead import MultiHeadAttention
 from jdl.nn.normalization import BatchNorm
+from jdl.nn.patches import token_map
 from jdl.nn.positions import Alibi, Buckets, Rotary
 from jdl.nn.quantization import Codebook
 from jdl.nn.recurrence import GRU, LSTM, RNN
@@ -54,5 +55,6 @@ __all__ = [
     "global_mean",
     "max_pool",
     "stack_layers",
+    "token_map",
     "unstack_layers",
 ]

@@ -26,3 +26,29 @@ def from_patches(x_BTV: jax.Array, shape: tuple[int, ...], side: int) -> jax.Arr
     H, W, C = shape
     x = x_BTV.reshape(-1, H // side, W // side, side, side, C).swapaxes(2, 3)
     return x.reshape(-1, H, W, C)
+
+
+def token_map(x_BTD: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """Tokens of patches as the map that they are of, such as a detector takes it.
+
+    Args:
+        x_BTD: tokens [B, T, D], those of the patches last, row by row: the stage ``"encoder/block12"`` of a
+            `jdl.models.vit`, say (`jdl.nn.features`).
+        grid: rows and columns of patches.
+
+    Returns:
+        [B, rows, columns, D]; tokens before those of the patches, a class token, are left out.
+
+    Raises:
+        ValueError: if there are fewer tokens than patches.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> token_map(jnp.zeros((1, 197, 192)), (14, 14)).shape
+        (1, 14, 14, 192)
+    """
+    rows, columns = grid
+    T = x_BTD.shape[1]
+    if rows * columns > T:
+        raise ValueError(f"{rows}x{columns} patches are {rows * columns} tokens; there are {T}")
+    return from_patches(x_BTD[:, T - rows * columns :], (rows, columns, x_BTD.shape[-1]), 1)

@@ -93,7 +93,8 @@ def features(
         module: a Linen module.
         variables: its variables.
         inputs: a batch of inputs.
-        stages: paths of submodules, or one, as in the parameters: ``"stage2"``, ``"stage2/block1"``.
+        stages: paths of submodules, or one, as in the parameters: ``"stage2"``, ``"stage2/block1"``. Those of
+            a ViT give tokens, which `jdl.nn.token_map` makes a map of.
 
     Returns:
         Their outputs, in the order asked for.

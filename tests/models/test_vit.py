@@ -9,6 +9,7 @@ from jdl import interop
 from jdl.interop import load_weights, names, read_tensors, resize_positions
 from jdl.models import ViT, vit
 from jdl.models.vit import EncoderBlock
+from jdl.nn import features, token_map
 from tests.models.parity import compare, shapes, size_of
 
 
@@ -81,6 +82,21 @@ def test_other_image_sizes_by_resized_positions(torch, tmp_path):
     # The two bicubic kernels differ: a = -0.75 in PyTorch, -0.5 in JAX.
     actual = SMALL.apply(variables, x)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=0.02 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("pool", ["token", "mean"])
+def test_tokens_are_a_map_of_the_image(pool):
+    """Without blocks a token is its patch's own: the map says where a bright patch was."""
+    model = ViT(patch=4, width=8, depth=0, num_heads=2, num_classes=0, pool=pool, grid=(3, 5))
+    dark = np.zeros((2, 12, 20, 3), np.float32)
+    bright = dark.copy()
+    bright[1, 4:8, 12:16] = 1
+    variables = model.init(jax.random.key(0), dark)
+    maps = [token_map(*features(model, variables, x, "encoder"), (3, 5)) for x in (dark, bright)]
+    assert maps[0].shape == (2, 3, 5, 8)
+    assert np.argwhere(np.abs(maps[1] - maps[0]).sum(-1) > 0).tolist() == [[1, 1, 3]]
+    with pytest.raises(ValueError, match="4x5 patches are 20 tokens; there are 1"):
+        token_map(*features(model, variables, dark, "encoder"), (4, 5))
 
 
 def test_mean_pooling_has_no_class_token():
