@@ -163,12 +163,14 @@ def readable(name: str, path: str) -> str:
     """An operation's name with the place that it comes from.
 
     Example:
-        >>> readable("fusion.3", "jit(single)/transpose(jvp(UNet))/decoder1/block2/norm/reduce_sum")
-        'fusion.3 (gradient of UNet/decoder1/block2/norm/reduce_sum)'
+        >>> readable("fusion.3", "jit(single)/transpose(jvp(UNet))/up1/cond/branch_0_fun/dot_general")
+        'fusion.3 (gradient of UNet/up1/dot_general)'
     """
     short = re.sub(r"^jit\(\w+\)/", "", path)
     is_gradient = "transpose(" in short
-    wrappers = r"\b(transpose|jvp|jit|while|body|closed_call|checkpoint|remat)\b[/(]*|[()]"
+    wrappers = (
+        r"\b(transpose|jvp|jit|while|body|closed_call|checkpoint|remat|cond|branch_\d+_fun)\b[/(]*|[()]"
+    )
     short = re.sub(wrappers, "", short)
     if not short:
         return name
