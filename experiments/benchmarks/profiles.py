@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import gzip
+import itertools
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from experiments.benchmarks.contenders import contender
 from experiments.benchmarks.harness import Contender, apart
 from experiments.benchmarks.workloads import WORKLOADS, read
 from experiments.torch_models import device
+from jdl.train import hlo
 
 CONVOLUTIONS, GRADIENTS = "convolutions", "gradients of convolutions"
 PRODUCTS = "products, attention's included"
@@ -131,28 +133,26 @@ def instructions(text: str) -> dict[str, tuple[str, str]]:
     Args:
         text: the program, as XLA prints it.
     """
-    bodies = {
-        m[1]: m[2] for m in re.finditer(r"^%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
-    }
+    computations, _ = hlo.parse(text)
     found = {}
-    for line in re.finditer(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$", text, re.MULTILINE):
-        name, rest = line[1], line[2]
-        called = re.search(r"calls=%?([\w.\-]+)", rest)
-        place = re.search(r'op_name="([^"]*)"', rest)
-        body = bodies.get(called[1], "") if called else ""
+    for operation in itertools.chain.from_iterable(each.values() for each in computations.values()):
+        fused = computations.get(operation.called("calls") or "", {})
+        place = re.search(r'op_name="([^"]*)"', operation.attributes)
         path = place[1] if place else ""
-        found[name] = _kind_of_hlo(name, f"{rest}\n{body}", path), path
+        kinds = {operation.kind, *(inside.kind for inside in fused.values())}
+        found[operation.name] = _kind_of_hlo(operation.name, kinds, path), path
     return found
 
 
-def _kind_of_hlo(name: str, text: str, path: str) -> str:
-    if " convolution(" in text:
+def _kind_of_hlo(name: str, kinds: set[str], path: str) -> str:
+    """The kind of an operation in which those of XLA's kinds are."""
+    if "convolution" in kinds:
         return GRADIENTS if "transpose(" in path else CONVOLUTIONS
-    if " dot(" in text:
+    if "dot" in kinds:
         return PRODUCTS
     if path and not any(part[:1].isupper() for part in re.split(r"[/()]", path)):
         return OUTSIDE  # no Linen module, whose names begin with a capital
-    if re.search(r" (reduce|reduce-window|sort|custom-call)\(", text):
+    if kinds & {"reduce", "reduce-window", "sort", "custom-call"}:
         return SUMS
     if name.startswith(("copy", "transpose", "bitcast", "pad", "concatenate", "slice")):
         return COPIES
