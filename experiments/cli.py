@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import json
@@ -53,6 +54,22 @@ class Execution:
     """Which of the processes this is, from 0, where its host does not say."""
     processes: int | None = None
     """How many processes there are, where hosts do not say."""
+
+
+def parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of a module's command line, for what is no experiment with a configuration.
+
+    Args:
+        module: such as "experiments.benchmarks".
+        description: its docstring, whose first paragraph stands before the options, and the rest after them.
+    """
+    first, _, rest = (description or "").partition("\n\n")
+    return argparse.ArgumentParser(
+        f"python -m {module}",
+        description=first,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def command(

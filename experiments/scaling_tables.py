@@ -11,7 +11,6 @@ for as long as the sources and the compiler are the same.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
 import json
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jdl
-from experiments import ledger, scaling
+from experiments import cli, ledger, scaling
 from jdl.compile import versions
 from jdl.train.chips import GIB
 
@@ -239,13 +238,7 @@ def lines(entry: ledger.Estimate) -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Makes the tables that the arguments name."""
-    first, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "python -m experiments.scaling_tables",
-        description=first,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.parser("experiments.scaling_tables", __doc__)
     parser.add_argument("tables", nargs="*", help=f"of {', '.join(TABLES)}; all when none is named")
     parser.add_argument("--record", action="store_true", help="write the tables into the ledger")
     parser.add_argument("--kept", action="store_true", help="compile nothing: only the cases that are kept")

@@ -35,7 +35,7 @@ from typing import Any
 
 import jax
 
-from experiments import ledger
+from experiments import cli, ledger
 from experiments.benchmarks import (
     convolutions,
     decoding,
@@ -109,13 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    first, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "python -m experiments.benchmarks",
-        description=first,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.parser("experiments.benchmarks", __doc__)
     parser.add_argument("workloads", nargs="*", help="which to measure; all when none is named")
     parser.add_argument(
         "--peers",

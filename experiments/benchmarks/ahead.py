@@ -11,7 +11,6 @@ difference between the two.
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments import ledger
+from experiments import cli, ledger
 from experiments.benchmarks import linen_peer
 from experiments.benchmarks.predicted import MEBIBYTE
 from experiments.benchmarks.workloads import FOR_ACCELERATORS, WORKLOADS, Given, draw
@@ -135,13 +134,7 @@ def estimate(names: Sequence[str], command: str) -> ledger.Estimate:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compiles the workloads that the arguments name."""
-    first, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "python -m experiments.benchmarks.ahead",
-        description=first,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.parser("experiments.benchmarks.ahead", __doc__)
     parser.add_argument("workloads", nargs="*", help=f"of {', '.join(NAMES)}; all when none is named")
     parser.add_argument("--record", action="store_true", help="write the table into the ledger")
     asked = parser.parse_args(arguments)
